@@ -1,0 +1,1475 @@
+"""Rooms of the embedded demo: a seeded scene, a camera that walks through it, pictures in perspective, questions.
+
+Everything is a pure function of the seed. Solids are convex (boxes, cones, low balls); a frame is painted back to
+front with integer polygon filling, at twice the size and averaged down, so pixels do not depend on threads or SIMD.
+
+    scene = make_scene(7)
+    picture = render_frame(scene, 0.25, (320, 240))          # (240, 320, 3) uint8 RGB
+    questions = make_questions(scene, 8, random.Random(7))   # Open-EQA style question, answer, category
+
+Lengths are metres, z is up, the room spans x in [0, width] and y in [0, depth]; the door is in the wall y = 0.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from typing import Any, Protocol
+
+import cv2
+import numpy as np
+
+Rgb = tuple[int, int, int]
+
+CATEGORIES = (  # the seven of open-eqa-v0.json, spelled as there
+    "object recognition",
+    "attribute recognition",
+    "spatial understanding",
+    "object state recognition",
+    "functional reasoning",
+    "world knowledge",
+    "object localization",
+)
+COLOURS: dict[str, Rgb] = {  # furniture
+    "red": (206, 38, 40),
+    "orange": (240, 128, 24),
+    "yellow": (244, 208, 50),
+    "green": (44, 150, 66),
+    "blue": (40, 88, 204),
+    "purple": (128, 58, 168),
+    "pink": (244, 132, 178),
+    "black": (46, 46, 52),
+    "white": (242, 241, 236),
+}
+WALL_COLOURS: dict[str, Rgb] = {  # paler than furniture, so that furniture stands out
+    "white": (236, 234, 226),
+    "blue": (168, 196, 226),
+    "green": (178, 212, 178),
+    "yellow": (240, 226, 164),
+    "pink": (238, 196, 200),
+    "gray": (172, 172, 176),
+}
+FLOORS: dict[str, tuple[str, ...]] = {"wood": ("brown",), "tile": ("white", "gray"), "carpet": ("blue", "green", "gray")}
+FLOOR_COLOURS: dict[str, Rgb] = {
+    "brown": (158, 108, 64),
+    "white": (214, 214, 208),
+    "gray": (122, 124, 128),
+    "blue": (78, 96, 138),
+    "green": (88, 120, 92),
+}
+WOOD: Rgb = (150, 102, 60)
+DARK_WOOD: Rgb = (104, 70, 44)
+METAL: Rgb = (150, 152, 158)
+CEILING: Rgb = (238, 238, 234)
+WALL_HEIGHT = 2.5
+EYE_HEIGHT = 1.5
+HALF_FOV = math.tan(math.radians(41.0))  # 82 degrees across: a phone's wide lens, so that a 5 m room fits
+NEAR = 0.08  # nearest distance that is drawn
+SUBPIXEL_BITS = 4  # fillConvexPoly takes fixed-point corners
+SUPERSAMPLE = 2
+ROOM_KINDS = ("living room", "bedroom", "dining room", "office", "kitchen")
+
+
+class Draws(Protocol):
+    """What the generators need of a random source; random.Random and numpy's Generator both have it."""
+
+    def random(self) -> float: ...
+
+
+# ------------------------------------------------------------------------------------------------ solids
+
+
+@dataclass(frozen=True)
+class Face:
+    """A flat convex polygon of a solid: corners (k, 3), outward normal (3,), colour."""
+
+    corners: tuple[tuple[float, float, float], ...]
+    normal: tuple[float, float, float]
+    colour: Rgb
+    glow: bool = False  # shines by itself: takes no shade
+
+
+@dataclass(frozen=True)
+class Solid:
+    """A convex solid; details painted on a face follow it in `faces`."""
+
+    faces: tuple[Face, ...]
+    low: tuple[float, float, float]
+    high: tuple[float, float, float]
+
+
+def box(
+    x0: float,
+    x1: float,
+    y0: float,
+    y1: float,
+    z0: float,
+    z1: float,
+    colour: Rgb,
+    glow: bool = False,
+    front: Sequence[tuple[float, float, float, float, Rgb]] = (),
+    top: Rgb | None = None,
+) -> Solid:
+    """Axis-aligned box.
+
+    Args:
+        front: rectangles (u0, u1, v0, v1, colour), in shares of the face, painted on the face y = y1.
+        top: colour of the upper face if it differs.
+    """
+    faces = [
+        Face(((x0, y0, z0), (x1, y0, z0), (x1, y0, z1), (x0, y0, z1)), (0, -1, 0), colour, glow),
+        Face(((x0, y1, z0), (x1, y1, z0), (x1, y1, z1), (x0, y1, z1)), (0, 1, 0), colour, glow),
+        Face(((x0, y0, z0), (x0, y1, z0), (x0, y1, z1), (x0, y0, z1)), (-1, 0, 0), colour, glow),
+        Face(((x1, y0, z0), (x1, y1, z0), (x1, y1, z1), (x1, y0, z1)), (1, 0, 0), colour, glow),
+        Face(((x0, y0, z0), (x1, y0, z0), (x1, y1, z0), (x0, y1, z0)), (0, 0, -1), colour, glow),
+        Face(((x0, y0, z1), (x1, y0, z1), (x1, y1, z1), (x0, y1, z1)), (0, 0, 1), top or colour, glow),
+    ]
+    for u0, u1, v0, v1, paint in front:
+        a, b = x0 + u0 * (x1 - x0), x0 + u1 * (x1 - x0)
+        c, d = z0 + v0 * (z1 - z0), z0 + v1 * (z1 - z0)
+        faces.append(Face(((a, y1, c), (b, y1, c), (b, y1, d), (a, y1, d)), (0, 1, 0), paint, glow))
+    return Solid(tuple(faces), (x0, y0, z0), (x1, y1, z1))
+
+
+def cone(
+    x: float, y: float, r0: float, r1: float, z0: float, z1: float, colour: Rgb, glow: bool = False, sides: int = 12
+) -> Solid:
+    """Upright round solid with radius r0 at z0 and r1 at z1."""
+    around = [2 * math.pi * i / sides for i in range(sides)]
+    low = [(x + r0 * math.cos(a), y + r0 * math.sin(a), z0) for a in around]
+    high = [(x + r1 * math.cos(a), y + r1 * math.sin(a), z1) for a in around]
+    slope = (r0 - r1) / (z1 - z0)
+    length = math.sqrt(1 + slope * slope)
+    faces = [Face(tuple(low), (0, 0, -1), colour, glow), Face(tuple(high), (0, 0, 1), colour, glow)]
+    for i in range(sides):
+        j = (i + 1) % sides
+        middle = 2 * math.pi * (i + 0.5) / sides
+        normal = (math.cos(middle) / length, math.sin(middle) / length, slope / length)
+        faces.append(Face((low[i], low[j], high[j], high[i]), normal, colour, glow))
+    r = max(r0, r1)
+    return Solid(tuple(faces), (x - r, y - r, z0), (x + r, y + r, z1))
+
+
+def ball(x: float, y: float, z: float, r: float, colour: Rgb, band: Rgb | None = None) -> Solid:
+    """Round solid of flat faces; `band` colours its waist."""
+    sides, rings = 10, 6
+    faces: list[Face] = []
+    for ring in range(rings):
+        a, b = math.pi * ring / rings - math.pi / 2, math.pi * (ring + 1) / rings - math.pi / 2
+        for side in range(sides):
+            c, d = 2 * math.pi * side / sides, 2 * math.pi * (side + 1) / sides
+            corners = [(x + r * math.cos(e) * math.cos(f), y + r * math.cos(e) * math.sin(f), z + r * math.sin(e))
+                       for e, f in ((a, c), (a, d), (b, d), (b, c))]  # fmt: skip
+            if ring == 0:
+                corners = corners[1:]
+            elif ring == rings - 1:
+                corners = corners[:3]
+            e, f = (a + b) / 2, (c + d) / 2
+            normal = (math.cos(e) * math.cos(f), math.cos(e) * math.sin(f), math.sin(e))
+            paint = band if band and ring in (rings // 2 - 1, rings // 2) and side % 2 else colour
+            faces.append(Face(tuple(corners), normal, paint))
+    return Solid(tuple(faces), (x - r, y - r, z - r), (x + r, y + r, z + r))
+
+
+# ------------------------------------------------------------------------------------------------ furniture
+# Local frame of a piece: x to the right for someone who faces it, y from the wall towards them, z up.
+
+
+def shade(colour: Rgb, share: float) -> Rgb:
+    """The colour made darker (share < 1) or lighter (share > 1, towards white)."""
+    if share <= 1:
+        return tuple(int(c * share) for c in colour)  # type: ignore[return-value]
+    return tuple(int(c + (255 - c) * (share - 1)) for c in colour)  # type: ignore[return-value]
+
+
+def legs(x0: float, x1: float, y0: float, y1: float, z: float, width: float, colour: Rgb) -> list[Solid]:
+    return [
+        box(x, x + width, y, y + width, 0, z, colour)
+        for x in (x0, x1 - width)
+        for y in (y0, y1 - width)
+    ]  # fmt: skip
+
+
+def sofa(width: float, c: Rgb) -> list[Solid]:
+    h, arm = width / 2, 0.2
+    inner = h - arm
+    seats = 1 if width < 1.4 else 2
+    step = 2 * inner / seats
+    solids = legs(-h + 0.04, h - 0.04, 0.06, 0.82, 0.1, 0.07, DARK_WOOD)
+    solids += [
+        box(-h, h, 0, 0.22, 0.1, 0.9, shade(c, 0.92)),
+        box(-h, -inner, 0.22, 0.9, 0.1, 0.64, shade(c, 0.96)),
+        box(inner, h, 0.22, 0.9, 0.1, 0.64, shade(c, 0.96)),
+        box(-inner, inner, 0.22, 0.86, 0.1, 0.28, shade(c, 0.82)),
+    ]
+    for i in range(seats):
+        a = -inner + i * step
+        solids.append(box(a + 0.012, a + step - 0.012, 0.36, 0.9, 0.28, 0.46, c))
+        solids.append(box(a + 0.012, a + step - 0.012, 0.22, 0.36, 0.28, 0.82, shade(c, 1.08)))
+    return solids
+
+
+def bed(c: Rgb) -> list[Solid]:
+    h, length = 0.8, 1.95
+    return legs(-h, h, 0.1, length, 0.16, 0.09, DARK_WOOD) + [
+        box(-h - 0.04, h + 0.04, 0, 0.09, 0, 1.12, WOOD, front=[(0.05, 0.95, 0.55, 0.93, shade(WOOD, 1.18))]),
+        box(-h, h, 0.09, length, 0.16, 0.32, DARK_WOOD),
+        box(-h + 0.03, h - 0.03, 0.09, 0.66, 0.32, 0.52, COLOURS["white"]),
+        box(-h, h, 0.66, length + 0.02, 0.2 + 0.12, 0.56, c),
+        box(-0.68, -0.06, 0.16, 0.54, 0.52, 0.68, shade(COLOURS["white"], 0.97)),
+        box(0.06, 0.68, 0.16, 0.54, 0.52, 0.68, shade(COLOURS["white"], 0.97)),
+    ]
+
+
+def table(width: float, deep: float, height: float, c: Rgb, round_top: bool) -> list[Solid]:
+    """A table around the origin."""
+    if round_top:
+        r = width / 2
+        return [
+            cone(0, 0, 0.3, 0.26, 0, 0.05, shade(c, 0.8)),
+            cone(0, 0, 0.06, 0.06, 0.05, height - 0.06, shade(c, 0.8), sides=8),
+            cone(0, 0, r, r, height - 0.06, height, c, sides=18),
+        ]
+    h, d = width / 2, deep / 2
+    return legs(-h + 0.04, h - 0.04, -d + 0.04, d - 0.04, height - 0.06, 0.08, shade(c, 0.8)) + [
+        box(-h, h, -d, d, height - 0.06, height, c)
+    ]
+
+
+def chair(c: Rgb) -> list[Solid]:
+    """A chair around the origin whose back is at low y."""
+    s = 0.22
+    return legs(-s, s, -s, s, 0.43, 0.05, DARK_WOOD) + [
+        box(-s, s, -s, s, 0.43, 0.49, c),
+        box(-s, s, -s, -s + 0.05, 0.49, 0.98, c, front=[(0.15, 0.85, 0.12, 0.3, shade(c, 0.72))]),
+    ]
+
+
+def desk(c: Rgb) -> list[Solid]:
+    return [
+        box(-0.7, -0.66, 0.02, 0.68, 0, 0.72, shade(c, 0.85)),
+        box(0.28, 0.7, 0.02, 0.68, 0, 0.72, shade(c, 0.85),
+            front=[(0.08, 0.92, v, v + 0.27, shade(c, 0.97)) for v in (0.06, 0.37, 0.68)]),
+        box(-0.72, 0.72, 0, 0.72, 0.72, 0.77, c),
+    ]  # fmt: skip
+
+
+def monitor() -> list[Solid]:
+    dark = (40, 42, 46)
+    return [
+        box(-0.14, 0.14, 0.08, 0.26, 0.77, 0.79, dark),
+        box(-0.03, 0.03, 0.14, 0.18, 0.79, 0.9, dark),
+        box(-0.34, 0.34, 0.12, 0.17, 0.9, 1.32, dark, front=[(0.05, 0.95, 0.08, 0.93, (92, 150, 190))]),
+    ]
+
+
+def bookshelf(c: Rgb, rng: Draws) -> list[Solid]:
+    h, d, top, floors = 0.6, 0.34, 1.9, 4
+    solids = [
+        box(-h, h, 0, 0.03, 0, top, shade(c, 0.62)),
+        box(-h, -h + 0.06, 0.03, d, 0, top, c),
+        box(h - 0.06, h, 0.03, d, 0, top, c),
+    ]
+    for i in range(floors + 1):
+        z = i * (top - 0.05) / floors
+        solids.append(box(-h + 0.06, h - 0.06, 0.03, d, z, z + 0.05, c))
+    spines = [(196, 70, 60), (64, 110, 170), (230, 200, 90), (90, 150, 100), (220, 220, 210), (120, 90, 140)]
+    for i in range(floors):
+        z = i * (top - 0.05) / floors + 0.05
+        wide = (2 * h - 0.16) * (0.55 + 0.4 * rng.random())
+        count = 6
+        tall = 0.27 + 0.08 * rng.random()
+        start = int(rng.random() * 6)
+        front = [(k / count + 0.01, (k + 1) / count - 0.01, 0.0, 0.8 + 0.2 * ((k * 5 + start) % 3) / 2,
+                  spines[(k * 5 + start) % 6]) for k in range(count)]  # fmt: skip
+        solids.append(box(-h + 0.08, -h + 0.08 + wide, 0.03, d - 0.07, z, z + tall, (70, 60, 55), front=front))
+    return solids
+
+
+def drawers(width: float, deep: float, height: float, c: Rgb, rows: int, columns: int) -> list[Solid]:
+    """A chest with rows x columns of drawers or doors and their knobs."""
+    h = width / 2
+    front: list[tuple[float, float, float, float, Rgb]] = []
+    for i in range(columns):
+        for j in range(rows):
+            u0, u1 = i / columns + 0.03, (i + 1) / columns - 0.03
+            v0, v1 = j / rows + 0.035, (j + 1) / rows - 0.035
+            front.append((u0, u1, v0, v1, shade(c, 1.12)))
+            middle = u0 + (u1 - u0) * (0.86 if rows == 1 and i % 2 == 0 else 0.14 if rows == 1 else 0.5)
+            level = (v0 + v1) / 2
+            front.append((middle - 0.03, middle + 0.03, level - 0.05 / height / 2, level + 0.05 / height / 2,
+                          shade(c, 0.45)))  # fmt: skip
+    return [
+        box(-h + 0.04, h - 0.04, 0.02, deep - 0.05, 0, 0.08, shade(c, 0.5)),
+        box(-h, h, 0, deep, 0.08, height - 0.04, shade(c, 0.9), front=front),
+        box(-h - 0.02, h + 0.02, 0, deep + 0.02, height - 0.04, height, c),
+    ]
+
+
+def piano(c: Rgb) -> list[Solid]:
+    keys = [(i / 14 + 0.004, (i + 1) / 14 - 0.004, 0.0, 1.0, (248, 248, 244)) for i in range(14)]
+    return [
+        box(-0.72, 0.72, 0, 0.3, 0, 1.2, c, front=[(0.06, 0.94, 0.68, 0.95, shade(c, 1.15))]),
+        box(-0.72, -0.64, 0.3, 0.62, 0, 0.62, shade(c, 0.9)),
+        box(0.64, 0.72, 0.3, 0.62, 0, 0.62, shade(c, 0.9)),
+        box(-0.72, 0.72, 0.3, 0.64, 0.62, 0.7, c),
+        box(-0.66, 0.66, 0.46, 0.63, 0.7, 0.725, (248, 248, 244), front=keys, top=(248, 248, 244)),
+        box(-0.66, 0.66, 0.4, 0.46, 0.7, 0.74, (24, 24, 26)),
+    ]
+
+
+def tv_stand(c: Rgb) -> list[Solid]:
+    return drawers(1.5, 0.45, 0.5, c, 1, 3)
+
+
+def television(on: bool) -> list[Solid]:
+    dark = (26, 27, 30)
+    picture: list[tuple[float, float, float, float, Rgb]] = [(0.03, 0.97, 0.05, 0.95, (34, 36, 42))]
+    if on:
+        picture = [
+            (0.03, 0.97, 0.05, 0.95, (96, 190, 250)),
+            (0.03, 0.97, 0.05, 0.38, (110, 210, 90)),
+            (0.2, 0.42, 0.3, 0.62, (250, 240, 120)),
+            (0.62, 0.72, 0.18, 0.56, (250, 80, 70)),
+        ]
+    screen = box(-0.64, 0.64, 0.16, 0.22, 0.58, 1.32, dark)
+    painted = box(-0.64, 0.64, 0.16, 0.22, 0.58, 1.32, dark, glow=on, front=picture)
+    return [
+        box(-0.22, 0.22, 0.1, 0.32, 0.5, 0.53, dark),
+        box(-0.04, 0.04, 0.16, 0.22, 0.53, 0.58, dark),
+        Solid(screen.faces + painted.faces[6:], screen.low, screen.high),
+    ]
+
+
+def floor_lamp(on: bool) -> list[Solid]:
+    paint: Rgb = (255, 240, 150) if on else (132, 136, 148)
+    return [
+        cone(0, 0.28, 0.2, 0.18, 0, 0.05, (60, 60, 64)),
+        cone(0, 0.28, 0.028, 0.028, 0.05, 1.2, (60, 60, 64), sides=6),
+        cone(0, 0.28, 0.3, 0.18, 1.2, 1.66, paint, glow=on, sides=14),
+    ]
+
+
+def plant(c: Rgb) -> list[Solid]:
+    leaf, light = (52, 128, 56), (84, 160, 74)
+    return [
+        cone(0, 0.32, 0.17, 0.24, 0, 0.42, c),
+        cone(0, 0.32, 0.035, 0.03, 0.42, 0.62, (96, 72, 44), sides=6),
+        cone(0, 0.32, 0.2, 0.32, 0.62, 0.84, leaf, sides=7),
+        cone(0, 0.32, 0.32, 0.22, 0.84, 1.08, light, sides=7),
+        cone(0, 0.32, 0.24, 0.04, 1.08, 1.42, leaf, sides=7),
+    ]
+
+
+def fridge() -> list[Solid]:
+    c = (222, 226, 230)
+    return [
+        box(-0.38, 0.38, 0, 0.68, 0.04, 1.85, c,
+            front=[(0.03, 0.97, 0.02, 0.64, shade(c, 0.97)), (0.03, 0.97, 0.66, 0.98, shade(c, 0.97)),
+                   (0.08, 0.13, 0.36, 0.6, (90, 92, 98)), (0.08, 0.13, 0.7, 0.86, (90, 92, 98)),
+                   (0.55, 0.75, 0.76, 0.86, (240, 200, 80))]),
+    ]  # fmt: skip
+
+
+def stove() -> list[Solid]:
+    c = (200, 204, 208)
+    return [
+        box(-0.34, 0.34, 0, 0.64, 0, 0.86, c,
+            front=[(0.1, 0.9, 0.12, 0.66, (40, 42, 46)), (0.12, 0.88, 0.7, 0.74, (90, 92, 98))]
+            + [(u, u + 0.09, 0.82, 0.93, (60, 62, 66)) for u in (0.12, 0.34, 0.56, 0.78)]),
+        box(-0.34, 0.34, 0, 0.64, 0.86, 0.9, (40, 42, 46)),
+        box(-0.34, 0.34, 0, 0.05, 0.9, 1.06, c),
+    ]  # fmt: skip
+
+
+def counter(c: Rgb) -> list[Solid]:
+    steel = (196, 200, 206)
+    return drawers(1.4, 0.62, 0.9, c, 1, 3) + [
+        box(-0.34, 0.34, 0.14, 0.52, 0.9, 0.93, steel, top=(150, 154, 160)),
+        box(-0.03, 0.03, 0.05, 0.1, 0.9, 1.2, steel),
+        box(-0.03, 0.03, 0.1, 0.3, 1.15, 1.2, steel),
+    ]
+
+
+def bathtub() -> list[Solid]:
+    c = (240, 242, 244)
+    return [
+        box(-0.8, 0.8, 0, 0.72, 0, 0.5, c),
+        box(-0.8, 0.8, 0, 0.1, 0.5, 0.58, c),
+        box(-0.8, 0.8, 0.62, 0.72, 0.5, 0.58, c),
+        box(-0.8, -0.7, 0.1, 0.62, 0.5, 0.58, c),
+        box(0.7, 0.8, 0.1, 0.62, 0.5, 0.58, c),
+        box(-0.7, 0.7, 0.1, 0.62, 0.5, 0.53, (120, 190, 220)),
+    ]
+
+
+def picture_frame(c: Rgb) -> list[Solid]:
+    return [
+        box(-0.42, 0.42, 0, 0.04, 1.36, 2.0, DARK_WOOD,
+            front=[(0.07, 0.93, 0.09, 0.91, (236, 230, 214)), (0.14, 0.86, 0.18, 0.55, shade(c, 0.85)),
+                   (0.14, 0.86, 0.55, 0.82, shade(c, 1.45)), (0.58, 0.74, 0.6, 0.74, (250, 220, 110))]),
+    ]  # fmt: skip
+
+
+def clock() -> list[Solid]:
+    r, z = 0.27, 1.72
+    rim = [(r * math.cos(2 * math.pi * i / 16), z + r * math.sin(2 * math.pi * i / 16)) for i in range(16)]
+    front = [(0.16, 0.84, 0.16, 0.84, (250, 250, 246))]
+    plate = box(-r, r, 0, 0.04, z - r, z + r, (50, 50, 54), front=front)
+    face = Face(tuple((0.8 * x, 0.05, z + 0.8 * (y - z)) for x, y in rim), (0, 1, 0), (250, 250, 246))
+    ring = Face(tuple((x, 0.05, y) for x, y in rim), (0, 1, 0), (50, 50, 54))
+    hands = [
+        Face(((-0.014, 0.05, z), (0.014, 0.05, z), (0.014, 0.05, z + 0.18), (-0.014, 0.05, z + 0.18)), (0, 1, 0), (20, 20, 20)),
+        Face(((0, 0.05, z - 0.016), (0.13, 0.05, z - 0.016), (0.13, 0.05, z + 0.016), (0, 0.05, z + 0.016)), (0, 1, 0), (20, 20, 20)),
+    ]  # fmt: skip
+    return [Solid((ring, face, *hands), plate.low, (r, 0.05, z + r))]
+
+
+def mirror() -> list[Solid]:
+    return [
+        box(-0.34, 0.34, 0, 0.04, 0.95, 2.05, (214, 178, 84),
+            front=[(0.1, 0.9, 0.06, 0.94, (196, 214, 222)), (0.2, 0.34, 0.4, 0.86, (226, 238, 242))]),
+    ]  # fmt: skip
+
+
+def window(day: bool) -> list[Solid]:
+    sky: Rgb = (150, 206, 252) if day else (18, 22, 52)
+    low: Rgb = (120, 178, 104) if day else (12, 16, 34)
+    frame = (246, 246, 242)
+    pane = [(0.05, 0.95, 0.06, 0.94, sky), (0.05, 0.95, 0.06, 0.3, low)]
+    pane.append((0.68, 0.8, 0.68, 0.82, (255, 240, 150)) if day else (0.66, 0.8, 0.68, 0.84, (236, 236, 220)))
+    pane += [(0.48, 0.52, 0.05, 0.95, frame), (0.05, 0.95, 0.5, 0.54, frame)]
+    base = box(-0.6, 0.6, 0, 0.03, 1.0, 2.08, frame)
+    lit = box(-0.6, 0.6, 0, 0.03, 1.0, 2.08, frame, glow=True, front=pane)
+    return [Solid(base.faces + lit.faces[6:], base.low, base.high), box(-0.68, 0.68, 0, 0.1, 0.94, 1.0, frame)]
+
+
+def curtains(c: Rgb, closed: bool) -> list[Solid]:
+    solids = [box(-0.98, 0.98, 0.06, 0.1, 2.16, 2.2, DARK_WOOD)]
+    strips = [(-0.94 + i * 0.188, -0.94 + (i + 1) * 0.188) for i in range(10)]
+    if not closed:
+        strips = strips[:2] + strips[-2:]
+    for i, (a, b) in enumerate(strips):
+        solids.append(box(a, b, 0.04, 0.1 + 0.03 * (i % 2), 0.78, 2.14, c if i % 2 else shade(c, 0.86)))
+    return solids
+
+
+def door_leaf(c: Rgb) -> list[Solid]:
+    panel = shade(c, 0.82)
+    return [
+        box(0, 0.92, 0, 0.05, 0.01, 2.02, c,
+            front=[(0.14, 0.86, 0.08, 0.42, panel), (0.14, 0.86, 0.52, 0.93, panel),
+                   (0.86, 0.95, 0.45, 0.49, (226, 190, 90))]),
+    ]  # fmt: skip
+
+
+def teddy() -> list[Solid]:
+    c, pale = (168, 116, 66), (226, 190, 140)
+    return [
+        ball(0, 0, 0.19, 0.19, c),
+        ball(0, 0, 0.5, 0.13, c),
+        ball(0, 0.145, 0.49, 0.045, pale),
+        ball(-0.14, 0, 0.62, 0.05, c),
+        ball(0.14, 0, 0.62, 0.05, c),
+    ]
+
+
+def backpack(c: Rgb) -> list[Solid]:
+    return [
+        box(-0.19, 0.19, -0.13, 0.11, 0, 0.5, c, front=[(0.1, 0.9, 0.7, 0.74, shade(c, 0.5))]),
+        box(-0.14, 0.14, 0.11, 0.19, 0.04, 0.28, shade(c, 0.78), front=[(0.08, 0.92, 0.72, 0.8, shade(c, 0.45))]),
+    ]
+
+
+def laptop() -> list[Solid]:
+    c = (176, 180, 186)
+    return [
+        box(-0.24, 0.24, -0.14, 0.2, 0, 0.03, c, top=(96, 98, 104)),
+        box(-0.24, 0.24, -0.17, -0.14, 0.0, 0.36, c, front=[(0.05, 0.95, 0.12, 0.95, (70, 140, 220))]),
+    ]
+
+
+def vase(c: Rgb) -> list[Solid]:
+    return [
+        cone(0, 0, 0.09, 0.13, 0, 0.14, c, sides=10),
+        cone(0, 0, 0.13, 0.06, 0.14, 0.3, c, sides=10),
+        cone(0, 0, 0.1, 0.19, 0.3, 0.42, (74, 146, 70), sides=7),
+        ball(-0.11, 0, 0.49, 0.07, (240, 90, 120)),
+        ball(0.1, 0.04, 0.51, 0.07, (250, 210, 80)),
+    ]
+
+
+def carton() -> list[Solid]:
+    c = (196, 152, 98)
+    return [box(-0.25, 0.25, -0.2, 0.2, 0, 0.4, c, front=[(0.44, 0.56, 0.0, 1.0, (226, 206, 160))], top=shade(c, 1.15))]
+
+
+def toy_ball(c: Rgb) -> list[Solid]:
+    return [ball(0, 0, 0.21, 0.21, c, band=(250, 250, 246))]
+
+
+# ------------------------------------------------------------------------------------------------ scenes
+
+
+@dataclass(frozen=True)
+class Thing:
+    """One named piece in the room.
+
+    name: as questions call it, e.g. "sofa"; unique in a scene but for "chair".
+    colour: its colour's name, or "" where it has none worth asking.
+    state: "on", "off", "open", "closed" or "".
+    place: answer to "where is it", e.g. "on the table", or "".
+    wall: 0 north, 1 east, 2 south, 3 west, -1 free in the room, -2 in the next room.
+    """
+
+    name: str
+    solids: tuple[Solid, ...] = field(repr=False)
+    axes: tuple[tuple[float, float], tuple[float, float]]  # local x and y in the world
+    origin: tuple[float, float, float]
+    colour: str = ""
+    state: str = ""
+    place: str = ""
+    wall: int = -1
+    along: float = 0.0  # position along its wall, growing to the right of someone who faces the wall
+    flat: bool = False  # lies on the floor: drawn with it
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A furnished room; `path` is 0 for the first scan and 1 for a second walk through the same room."""
+
+    seed: int
+    kind: str
+    width: float
+    depth: float
+    wall_colour: str
+    floor_material: str
+    floor_colour: str
+    day: bool
+    door_x: float
+    door_open: bool
+    next_room: str
+    things: tuple[Thing, ...] = field(repr=False)
+    path: int = 0
+
+    def named(self, name: str) -> Thing | None:
+        """The first piece of that name, or None."""
+        return next((thing for thing in self.things if thing.name == name), None)
+
+
+def second_scan(scene: Scene) -> Scene:
+    """The same room, walked through another way."""
+    return replace(scene, path=1 - scene.path)
+
+
+def _pick(rng: Draws, options: Sequence[Any]) -> Any:
+    return options[int(rng.random() * len(options))]
+
+
+def _shuffled(rng: Draws, options: Sequence[Any]) -> list[Any]:
+    keyed = [(rng.random(), i) for i in range(len(options))]
+    return [options[i] for _, i in sorted(keyed)]
+
+
+def _between(rng: Draws, low: float, high: float) -> float:
+    return low + (high - low) * rng.random()
+
+
+_FACING = ((0.0, 1.0), (1.0, 0.0), (0.0, -1.0), (-1.0, 0.0))  # the way one looks at wall 0..3
+
+
+def _on_wall(width: float, depth: float, wall: int, along: float, gap: float = 0.0) -> tuple[Any, Any]:
+    """Axes and origin of a piece standing at a wall, `along` metres from the wall's left end."""
+    fx, fy = _FACING[wall]
+    right, inward = (fy, -fx), (-fx, -fy)
+    left_end = ((0.0, depth), (width, depth), (width, 0.0), (0.0, 0.0))[wall]
+    origin = (
+        left_end[0] + right[0] * along + inward[0] * gap,
+        left_end[1] + right[1] * along + inward[1] * gap,
+        0.0,
+    )
+    return (right, inward), origin
+
+
+# width along the wall, depth, height of the surface on which things can stand (0: none), its name in an answer
+_SIZES: dict[str, tuple[float, float]] = {
+    "sofa": (2.0, 0.9),
+    "armchair": (1.0, 0.9),
+    "bed": (1.7, 2.0),
+    "desk": (1.46, 0.72),
+    "bookshelf": (1.2, 0.36),
+    "wardrobe": (1.3, 0.6),
+    "dresser": (1.14, 0.5),
+    "cabinet": (1.14, 0.45),
+    "piano": (1.46, 0.66),
+    "tv stand": (1.54, 0.48),
+    "fridge": (0.78, 0.7),
+    "stove": (0.7, 0.66),
+    "counter": (1.46, 0.64),
+    "lamp": (0.6, 0.58),
+    "plant": (0.64, 0.64),
+    "nightstand": (0.52, 0.46),
+    "carton": (0.6, 0.5),
+}
+# local (x, y, z) where a small thing can stand on a piece
+_SURFACES: dict[str, tuple[float, float, float]] = {
+    "sofa": (0.0, 0.64, 0.46),
+    "armchair": (0.0, 0.64, 0.46),
+    "bed": (0.1, 1.3, 0.56),
+    "dresser": (0.2, 0.26, 0.9),
+    "cabinet": (-0.15, 0.24, 1.1),
+    "desk": (0.46, 0.36, 0.77),
+    "counter": (0.52, 0.32, 0.9),
+    "nightstand": (0.0, 0.22, 0.55),
+}
+_MAINS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {  # always there, and a pool to draw from
+    "living room": (("sofa", "tv stand"), ("bookshelf", "cabinet", "piano", "armchair", "dresser")),
+    "bedroom": (("bed", "wardrobe"), ("dresser", "desk", "bookshelf", "armchair", "tv stand")),
+    "dining room": (("cabinet",), ("sofa", "piano", "bookshelf", "tv stand", "armchair", "dresser")),
+    "office": (("desk", "bookshelf"), ("cabinet", "sofa", "armchair", "piano", "dresser")),
+    "kitchen": (("counter",), ("cabinet", "bookshelf", "armchair", "dresser", "tv stand")),
+}
+_COLOURED = ("sofa", "armchair", "bed", "desk", "bookshelf", "wardrobe", "dresser", "cabinet", "piano", "tv stand",
+             "counter", "nightstand")  # fmt: skip
+
+
+def _furniture(name: str, c: Rgb, rng: Draws, state: str) -> list[Solid]:
+    if name == "sofa":
+        return sofa(2.0, c)
+    if name == "armchair":
+        return sofa(1.0, c)
+    if name == "bed":
+        return bed(c)
+    if name == "desk":
+        return desk(c) + monitor()
+    if name == "bookshelf":
+        return bookshelf(c, rng)
+    if name == "wardrobe":
+        return drawers(1.26, 0.58, 2.0, c, 1, 2)
+    if name == "dresser":
+        return drawers(1.1, 0.48, 0.9, c, 3, 2)
+    if name == "cabinet":
+        return drawers(1.1, 0.43, 1.1, c, 1, 2)
+    if name == "nightstand":
+        return drawers(0.48, 0.42, 0.55, c, 2, 1)
+    if name == "piano":
+        return piano(c)
+    if name == "tv stand":
+        return tv_stand(c)
+    if name == "fridge":
+        return fridge()
+    if name == "stove":
+        return stove()
+    if name == "counter":
+        return counter(c)
+    if name == "lamp":
+        return floor_lamp(state == "on")
+    if name == "plant":
+        return plant(c)
+    raise KeyError(name)
+
+
+def _small(name: str, c: Rgb) -> list[Solid]:
+    makers: dict[str, Callable[[], list[Solid]]] = {
+        "ball": lambda: toy_ball(c),
+        "teddy bear": teddy,
+        "backpack": lambda: backpack(c),
+        "laptop": laptop,
+        "vase": lambda: vase(c),
+        "box": carton,
+    }
+    return makers[name]()
+
+
+def make_scene(seed: int) -> Scene:
+    """A furnished room drawn from `seed` (any integer >= 0); equal seeds give equal scenes."""
+    rng = random.Random(seed * 2654435761 % 2**63)
+    kind = _pick(rng, ROOM_KINDS)
+    width, depth = _between(rng, 4.8, 5.4), _between(rng, 4.7, 5.2)
+    wall_colour = _pick(rng, list(WALL_COLOURS))
+    floor_material = _pick(rng, list(FLOORS))
+    floor_colour = _pick(rng, FLOORS[floor_material])
+    day, lamp_on, door_open, curtain_closed, tv_on = (rng.random() < 0.5 for _ in range(5))
+    palette = _shuffled(rng, [name for name in COLOURS if name != wall_colour])
+    spare = iter(palette * 3)
+    colour_of: dict[str, str] = {}
+
+    def paint(name: str) -> str:
+        return colour_of.setdefault(name, next(spare))
+
+    fixed, pool = _MAINS[kind]
+    pool_drawn = _shuffled(rng, pool)
+    mains = list(fixed) + pool_drawn[: 4 - len(fixed)]
+    south = next((m for m in reversed(mains) if _SIZES[m][0] <= 1.3 and m not in ("bed", "armchair")), None)
+    others = [m for m in mains if m != south][:3]
+    walls: dict[int, list[str]] = {}
+    order = _shuffled(rng, (1, 3))
+    if kind in ("bedroom", "kitchen"):
+        walls[0] = [others[0]]
+        walls[order[0]], walls[order[1]] = [others[1]], [others[2]] if len(others) > 2 else []
+    else:
+        sides = _shuffled(rng, (0, 1, 3))
+        for side, main in zip(sides, others, strict=False):
+            walls[side] = [main]
+    for side in (0, 1, 3):
+        walls.setdefault(side, [])
+    walls[2] = [south] if south else []
+    if kind == "kitchen":
+        row = ["fridge", "counter", "stove"]
+        walls[0] = row if rng.random() < 0.5 else row[::-1]
+    flanks = ["lamp"] + (["plant"] if rng.random() < 0.7 else [])
+    if kind == "bedroom":
+        flanks.append("nightstand")
+    hosts = _shuffled(rng, [side for side in (0, 1, 3) if len(walls[side]) < 3])
+    if kind == "bedroom":  # the nightstand belongs to the bed
+        walls[0] = ["nightstand", *walls[0]] if rng.random() < 0.5 else [*walls[0], "nightstand"]
+        flanks.remove("nightstand")
+    for i, flank in enumerate(_shuffled(rng, flanks)):
+        side = hosts[i % len(hosts)]
+        walls[side] = [flank, *walls[side]] if rng.random() < 0.5 else [*walls[side], flank]
+
+    things: list[Thing] = []
+    lamp_state = "on" if lamp_on else "off"
+    door_x = _between(rng, 1.0, 1.5) if rng.random() < 0.5 else width - _between(rng, 1.0, 1.5)
+    north_reach = max([_SIZES[n][1] for n in walls[0] if n != "bed"] or [0.0])
+    spots: list[tuple[float, float]] = []  # free places of a wall for pictures: (wall, along)
+    for side in (0, 1, 2, 3):
+        length = (width, depth, width, depth)[side]
+        start, stop = 0.12, length - 0.12
+        if side == 1:
+            start, stop = max(start, north_reach + 0.1), length - 0.75
+        elif side == 3:
+            start, stop = 0.75, length - max(0.12, north_reach + 0.1)
+        elif side == 2:  # one faces south: left end is x = width
+            door_along = width - door_x
+            start, stop = (door_along + 1.05, stop) if door_along < width / 2 else (start, door_along - 1.05)
+        row = walls[side]
+        while row and sum(_SIZES[n][0] for n in row) + 0.1 * (len(row) - 1) > stop - start:
+            row = [n for n in row if n not in ("plant", "lamp")] if row[-1:] != row[:1] and len(row) > 2 else row[:-1]
+        free = stop - start - sum(_SIZES[n][0] for n in row)
+        gap = min(0.35, free / (len(row) + 1)) if row else 0.0
+        cursor = start + (free - gap * (len(row) - 1)) * _between(rng, 0.3, 0.7)
+        for name in row:
+            along = cursor + _SIZES[name][0] / 2
+            cursor += _SIZES[name][0] + gap
+            axes, origin = _on_wall(width, depth, side, along, 0.03)
+            state = lamp_state if name == "lamp" else ""
+            colour = paint(name) if name in _COLOURED else ""
+            rgb = COLOURS[colour] if colour else (184, 104, 70)
+            solids = _furniture(name, rgb, rng, state)
+            things.append(Thing(name, tuple(solids), axes, origin, colour, state, "", side, along))
+            if name == "tv stand":
+                tv_state = "on" if tv_on else "off"
+                tv = tuple(television(tv_on))
+                things.append(Thing("TV", tv, axes, origin, "", tv_state, "on the tv stand", side, along))
+            if name == "desk":
+                x, y = origin[0] + axes[1][0] * 1.0, origin[1] + axes[1][1] * 1.0
+                back = ((axes[0][0], axes[0][1]), (-axes[1][0], -axes[1][1]))
+                seat = chair(COLOURS[paint("chair")])
+                things.append(Thing("chair", tuple(seat), back, (x, y, 0.0), paint("chair"), "", "", -1))
+
+    # what stands in the middle
+    cx, cy = width / 2, depth / 2
+    still = ((1.0, 0.0), (0.0, 1.0))
+    round_top = rng.random() < 0.5
+    if kind in ("dining room", "kitchen"):
+        big = kind == "dining room"
+        top = paint("table")
+        long, deep = (1.5, 0.9) if big and not round_top else (1.05, 1.05) if not round_top else (1.15, 1.15)
+        solids = table(long, deep, 0.75, COLOURS[top], round_top)
+        things.append(Thing("table", tuple(solids), still, (cx, cy, 0.0), top, "round" if round_top else "square"))
+        seats = 1 + int(rng.random() * 4)
+        seat_colour = paint("chair")
+        for side in _shuffled(rng, (0, 1, 2, 3))[:seats]:
+            fx, fy = _FACING[side]  # where the chair stands, seen from the table
+            reach = (long if fx else deep) / 2 + 0.3
+            axes = ((fy, -fx), (-fx, -fy))
+            at = (cx + fx * reach, cy + fy * reach, 0.0)
+            things.append(Thing("chair", tuple(chair(COLOURS[seat_colour])), axes, at, seat_colour))
+    else:
+        rug = paint("rug")
+        rug_y = cy if kind != "bedroom" else cy - 0.7
+        size = (1.1, 0.8)
+        solids = [box(-size[0], size[0], -size[1], size[1], 0, 0.012, shade(COLOURS[rug], 0.9), top=COLOURS[rug])]
+        if round_top:
+            solids = [cone(0, 0, 1.0, 1.0, 0, 0.012, COLOURS[rug], sides=20)]
+        shape = "round" if round_top else "square"
+        things.append(Thing("rug", tuple(solids), still, (cx, rug_y, 0.0), rug, shape, "on the floor", flat=True))
+        if kind == "living room":
+            top = paint("table")
+            solids = table(0.95, 0.6, 0.42, COLOURS[top], rng.random() < 0.5)
+            things.append(Thing("table", tuple(solids), still, (cx, rug_y, 0.012), top, "", "on the rug"))
+
+    # wall pieces: the window where nothing tall stands, then one picture, clock or mirror
+    tall = ("wardrobe", "bookshelf", "fridge", "lamp", "plant", "TV", "tv stand", "piano", "cabinet", "desk")
+    bands: list[tuple[int, float, float]] = []
+    for side in (0, 1, 3):
+        length = width if side in (0, 2) else depth
+        taken = sorted((t.along - _SIZES[t.name][0] / 2 - 0.05, t.along + _SIZES[t.name][0] / 2 + 0.05)
+                       for t in things if t.wall == side and t.name in tall and t.name in _SIZES)  # fmt: skip
+        cursor = 0.3
+        for low, high in [*taken, (length - 0.3, length)]:
+            if low - cursor > 0:
+                bands.append((side, cursor, low))
+            cursor = max(cursor, high)
+    bands.sort(key=lambda band: (band[1] - band[2], band[0]))
+    curtain = paint("curtains")
+    for i, (side, low, high) in enumerate(bands):
+        middle = (low + high) / 2
+        axes, origin = _on_wall(width, depth, side, middle)
+        if i == 0 and high - low >= 2.0:
+            things.append(Thing("window", tuple(window(day)), axes, origin, "", "", "", side, middle))
+            state = "closed" if curtain_closed else "open"
+            cloth = tuple(curtains(COLOURS[curtain], curtain_closed))
+            things.append(Thing("curtains", cloth, axes, origin, curtain, state, "", side, middle))
+        elif high - low >= 0.9 and len(spots) < 1:
+            what = _pick(rng, ("picture", "clock", "mirror"))
+            maker = {"picture": lambda: picture_frame(COLOURS[_pick(rng, palette)]), "clock": clock, "mirror": mirror}
+            things.append(Thing(what, tuple(maker[what]()), axes, origin, "", "", "on the wall", side, middle))
+            spots.append((side, middle))
+
+    door_colour = paint("door")
+    leaf = tuple(door_leaf(COLOURS[door_colour]))
+    if door_open:
+        away = 1.0 if door_x > width / 2 else -1.0  # hinged on the side of the near corner
+        swing = math.radians(100.0)
+        axes = ((-away * math.cos(swing), math.sin(swing)), (-away * math.sin(swing), -math.cos(swing)))
+        things.append(Thing("door", leaf, axes, (door_x + away * 0.47, 0.02, 0.0), door_colour, "open", "", 2))
+    else:
+        leaf_axes = ((-1.0, 0.0), (0.0, 1.0))
+        things.append(Thing("door", leaf, leaf_axes, (door_x + 0.46, -0.06, 0.0), door_colour, "closed", "", 2))
+
+    # two small things, on a piece or on the floor
+    holders = [t for t in things if t.name in _SURFACES]
+    holders += [t for t in things if t.name == "table"]
+    items = _shuffled(rng, ("ball", "teddy bear", "backpack", "laptop", "vase", "box"))[:2]
+    places: list[Thing | None] = _shuffled(rng, holders)[:2]
+    if len(places) < 2 or rng.random() < 0.25:
+        places = [None, *places]
+    for item, holder in zip(items, places, strict=False):
+        colour = paint(item) if item in ("ball", "backpack", "vase") else ""
+        solids = tuple(_small(item, COLOURS[colour or "white"]))
+        if holder is None:
+            x = 0.55 if door_x > width / 2 else width - 0.55
+            facing = ((1.0, 0.0), (0.0, 1.0))
+            corner = (width - x, 1.5, 0.0) if rng.random() < 0.5 else (cx + _between(rng, -0.4, 0.4), 0.8, 0.0)
+            things.append(Thing(item, solids, facing, corner, colour, "", "on the floor"))
+            continue
+        x, y, z = _SURFACES.get(holder.name, (0.0, 0.0, 0.0))
+        if holder.name == "table":
+            z = holder.solids[-1].high[2] + holder.origin[2]
+        (ax, ay), (bx, by) = holder.axes
+        at = (holder.origin[0] + ax * x + bx * y, holder.origin[1] + ay * x + by * y, z + 0.002)
+        things.append(Thing(item, solids, holder.axes, at, colour, "", f"on the {holder.name}"))
+
+    next_room = _pick(rng, [name for name in ("bathroom", "kitchen", "bedroom") if name != kind])
+    pieces = {"bathroom": ("bathtub",), "kitchen": ("stove", "fridge"), "bedroom": ("bed",)}[next_room]
+    for i, piece in enumerate(pieces):
+        solids = bathtub() if piece == "bathtub" else bed((196, 60, 60)) if piece == "bed" else _furniture(piece, WOOD, rng, "")
+        x = door_x - (0.4 if len(pieces) > 1 else 0.0) + 0.85 * i
+        things.append(Thing(f"{piece} next door", tuple(solids), ((-1.0, 0.0), (0.0, 1.0)), (x, -3.1, 0.0), "", "", "", -2))
+    return Scene(seed, kind, width, depth, wall_colour, floor_material, floor_colour, day, door_x, door_open, next_room,
+                 tuple(things))  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------ camera
+
+
+def camera(scene: Scene, t: float) -> tuple[np.ndarray, np.ndarray]:
+    """Where the camera is and how it looks at t in [0, 1].
+
+    Returns:
+        position (3,) and a (3, 3) matrix whose rows are the picture's right, down and forward in the world.
+    """
+    rng = random.Random(scene.seed * 7919 + 13)
+    turn = 1.0 if rng.random() < 0.5 else -1.0
+    if scene.path:
+        t, turn = 1.0 - t, -turn
+    front = 2.0 if scene.kind == "bedroom" else 0.75  # the bed keeps the walk off the north
+    cx, cy = scene.width / 2, (scene.depth - front + 0.75) / 2
+    rx, ry = scene.width / 2 - 1.05, (scene.depth - front - 0.75) / 2 - 0.25
+    walk_in = 0.1
+    moved = max(0.0, (t - walk_in) / (1 - walk_in))
+    angle = -math.pi / 2 + turn * math.radians(325.0) * moved
+    x, y = cx + rx * math.cos(angle), cy + ry * math.sin(angle)
+    lx, ly = scene.width / 2, scene.depth / 2 + (0.25 if scene.kind == "bedroom" else 0.0)
+    if t < walk_in:
+        share = t / walk_in
+        share = share * share * (3 - 2 * share)
+        gate = (scene.door_x, 0.12 if scene.door_open else 0.5)
+        x, y = gate[0] + (x - gate[0]) * share, gate[1] + (y - gate[1]) * share
+    yaw = math.atan2(ly - y, lx - x) + math.radians(4.0) * math.sin(9.0 * t)
+    pitch = math.radians(-15.0)
+    z = EYE_HEIGHT + 0.02 * math.sin(23.0 * t)
+    forward = np.array([math.cos(yaw) * math.cos(pitch), math.sin(yaw) * math.cos(pitch), math.sin(pitch)])
+    right = np.array([math.sin(yaw), -math.cos(yaw), 0.0])
+    down = np.cross(forward, right)
+    return np.array([x, y, z]), np.stack([right, down, forward])
+
+
+# ------------------------------------------------------------------------------------------------ drawing
+
+
+@dataclass(frozen=True)
+class _Mesh:
+    """All faces of a scene as arrays; `ids` name the piece for share_of()."""
+
+    points: np.ndarray  # (n, 3)
+    starts: np.ndarray  # (f + 1,)
+    normals: np.ndarray  # (f, 3)
+    offsets: np.ndarray  # (f,) plane: normal . p
+    rgb: list[Rgb]
+    ids: list[int]
+    shells: tuple[list[int], list[int]]  # next room, this room
+    groups: tuple[list[Any], list[Any]]  # per room: (low, high, [(thing axes, origin, lows, highs, face lists)])
+    shadows: list[np.ndarray]
+    names: list[str]
+
+
+def _grid(start: float, stop: float, step: float, cuts: Sequence[float] = ()) -> list[float]:
+    count = max(1, round((stop - start) / step))
+    lines = {round(start + (stop - start) * i / count, 6) for i in range(count + 1)}
+    return sorted(lines | {round(c, 6) for c in cuts if start < c < stop})
+
+
+def _shell_faces(scene: Scene, next_door: bool) -> list[tuple[Face, str]]:
+    """Walls, floor and ceiling, cut small so that light can vary over them."""
+    faces: list[tuple[Face, str]] = []
+    paint = WALL_COLOURS[scene.wall_colour]
+    if next_door:
+        x0, x1, y0, y1 = scene.door_x - 1.7, scene.door_x + 1.7, -3.15, -0.12
+        paint = {"bathroom": (176, 214, 222), "kitchen": (238, 222, 176), "bedroom": (222, 206, 226)}[scene.next_room]
+    else:
+        x0, x1, y0, y1 = 0.0, scene.width, 0.0, scene.depth
+    h = WALL_HEIGHT
+    gap = (scene.door_x - 0.47, scene.door_x + 0.47, 2.04)
+
+    def upright(axis: int, at: float, low: float, high: float, normal: tuple[float, float, float], hole: bool) -> None:
+        for a, b in _pairs(_grid(low, high, 0.45, gap[:2] if hole else ())):
+            for c, d in _pairs(_grid(0.0, h, 0.42, (0.1, *((gap[2],) if hole else ())))):
+                if hole and gap[0] - 1e-5 < a and b < gap[1] + 1e-5 and d < gap[2] + 1e-5:
+                    continue
+                corners = [(a, c), (b, c), (b, d), (a, d)]
+                spots = tuple((u, at, v) if axis == 1 else (at, u, v) for u, v in corners)
+                colour = (244, 243, 238) if d < 0.11 else paint
+                faces.append((Face(spots, normal, colour), "wall"))
+
+    upright(1, y1, x0, x1, (0, -1, 0), hole=next_door)
+    upright(1, y0, x0, x1, (0, 1, 0), hole=not next_door)
+    upright(0, x0, y0, y1, (1, 0, 0), hole=False)
+    upright(0, x1, y0, y1, (-1, 0, 0), hole=False)
+    for a, b in _pairs(_grid(x0, x1, 0.9)):
+        for c, d in _pairs(_grid(y0, y1, 0.9)):
+            faces.append((Face(((a, c, h), (b, c, h), (b, d, h), (a, d, h)), (0, 0, -1), CEILING), "ceiling"))
+    base = FLOOR_COLOURS[scene.floor_colour] if not next_door else (150, 150, 150)
+    material = scene.floor_material if not next_door else "tile"
+    rng = random.Random(scene.seed + 101)
+    if material == "wood":
+        rows = _grid(y0, y1, 0.24)
+        for i, (c, d) in enumerate(_pairs(rows)):
+            cuts = [x0 + ((i * 0.47) % 1.3) + k * 1.3 for k in range(6)]
+            for a, b in _pairs(sorted({x0, x1, *(k for k in cuts if x0 < k < x1)})):
+                tone = shade(base, 0.9 + 0.2 * rng.random())
+                faces.append((Face(((a, c, 0), (b, c, 0), (b, d, 0), (a, d, 0)), (0, 0, 1), tone), "floor"))
+    else:
+        step = 0.5
+        for i, (a, b) in enumerate(_pairs(_grid(x0, x1, step))):
+            for j, (c, d) in enumerate(_pairs(_grid(y0, y1, step))):
+                tone = shade(base, 0.9) if material == "tile" and (i + j) % 2 else base
+                faces.append((Face(((a, c, 0), (b, c, 0), (b, d, 0), (a, d, 0)), (0, 0, 1), tone), "floor"))
+    if next_door:  # the thickness of the wall and a lintel, seen through the door
+        white = (246, 245, 240)
+        a, b, top = gap
+        for x, n in ((a, 1), (b, -1)):
+            faces.append((Face(((x, -0.12, 0), (x, 0, 0), (x, 0, top), (x, -0.12, top)), (n, 0, 0), white), "wall"))
+        faces.append((Face(((a, -0.12, top), (b, -0.12, top), (b, 0, top), (a, 0, top)), (0, 0, -1), white), "wall"))
+        faces.append((Face(((a, -0.12, 0), (b, -0.12, 0), (b, 0, 0), (a, 0, 0)), (0, 0, 1), (120, 90, 60)), "floor"))
+    return faces
+
+
+def _pairs(lines: Sequence[float]) -> list[tuple[float, float]]:
+    return list(zip(lines[:-1], lines[1:], strict=True))
+
+
+def _place(thing: Thing, points: np.ndarray) -> np.ndarray:
+    (ax, ay), (bx, by) = thing.axes
+    turn = np.array([[ax, ay, 0.0], [bx, by, 0.0], [0.0, 0.0, 1.0]])
+    return points @ turn + np.array(thing.origin)
+
+
+@lru_cache(maxsize=4)
+def _mesh(scene: Scene) -> _Mesh:
+    points: list[np.ndarray] = []
+    normals: list[np.ndarray] = []
+    colours: list[Rgb] = []
+    glows: list[bool] = []
+    ids: list[int] = []
+    names = ["", "wall", "floor", "ceiling"]
+
+    def add(corners: np.ndarray, normal: np.ndarray, face: Face, ident: int) -> int:
+        points.append(corners)
+        normals.append(normal)
+        colours.append(face.colour)
+        glows.append(face.glow)
+        ids.append(ident)
+        return len(points) - 1
+
+    shells: tuple[list[int], list[int]] = ([], [])
+    groups: tuple[list[Any], list[Any]] = ([], [])
+    next_door: list[int] = []
+    for room in ([0, 1] if scene.door_open else [1]):
+        for face, name in _shell_faces(scene, room == 0):
+            index = add(np.array(face.corners, float), np.array(face.normal, float), face, names.index(name) if room else 0)
+            shells[room].append(index)
+            if room == 0:
+                next_door.append(index)
+    shadows: list[np.ndarray] = []
+    for thing in scene.things:
+        room = 0 if thing.wall == -2 else 1
+        if room == 0 and not scene.door_open:
+            continue
+        if thing.name not in names:
+            names.append(thing.name)
+        ident = names.index(thing.name)
+        (ax, ay), (bx, by) = thing.axes
+        turn = np.array([[ax, ay, 0.0], [bx, by, 0.0], [0.0, 0.0, 1.0]])
+        parts: list[list[int]] = []
+        for solid in thing.solids:
+            part = []
+            for face in solid.faces:
+                part.append(add(_place(thing, np.array(face.corners, float)), np.array(face.normal, float) @ turn, face, ident))
+                if room == 0:
+                    next_door.append(part[-1])
+            parts.append(part)
+        lows = np.array([solid.low for solid in thing.solids], float)
+        highs = np.array([solid.high for solid in thing.solids], float)
+        low, high = lows.min(0), highs.max(0)
+        corners = np.array([(x, y, z) for x in (low[0], high[0]) for y in (low[1], high[1]) for z in (low[2], high[2])])
+        world = _place(thing, corners)
+        closed_door = thing.name == "door" and thing.state == "closed"
+        if thing.flat or closed_door:
+            shells[room].extend(i for part in parts for i in part)
+            continue
+        groups[room].append((world.min(0), world.max(0), turn, np.array(thing.origin), lows, highs, parts))
+        if room == 1 and thing.origin[2] < 0.05 and low[2] < 0.3 and thing.name != "door":
+            for grow in (0.14, 0.05):
+                x0, x1, y0, y1 = low[0] - grow, high[0] + grow, low[1] - grow, high[1] + grow
+                flat = _place(thing, np.array([(x0, y0, 0.0), (x1, y0, 0.0), (x1, y1, 0.0), (x0, y1, 0.0)]))
+                flat[:, 0] = np.clip(flat[:, 0], 0.0, scene.width)
+                flat[:, 1] = np.clip(flat[:, 1], 0.0, scene.depth)
+                flat[:, 2] = 0.0
+                shadows.append(flat)
+    starts = np.concatenate([[0], np.cumsum([len(p) for p in points])])
+    allp, alln = np.concatenate(points), np.stack(normals)
+    centres = np.stack([p.mean(0) for p in points])
+    rgb = _light(scene, centres, alln, np.array(colours, float), np.array(glows), np.array(next_door, int))
+    offsets = np.einsum("ij,ij->i", alln, centres)
+    return _Mesh(allp, starts, alln, offsets, rgb, ids, shells, groups, shadows, names)
+
+
+def _light(
+    scene: Scene, centres: np.ndarray, normals: np.ndarray, base: np.ndarray, glow: np.ndarray, next_door: np.ndarray
+) -> list[Rgb]:
+    """Colour of each face: a ceiling light, daylight from the window, the lamp where it is on."""
+
+    def point(at: Sequence[float], fall: float) -> np.ndarray:
+        away = np.array(at) - centres
+        distance = np.sqrt((away**2).sum(1)) + 1e-9
+        facing = np.clip((away * normals).sum(1) / distance, 0.0, 1.0)
+        return facing / (1.0 + fall * distance**2)
+
+    steady = np.abs(normals) @ np.array([0.93, 0.86, 1.0]) / np.maximum(np.abs(normals).sum(1), 1e-9)
+    level = 0.62 if scene.day else 0.5
+    strength = level + 0.3 * point((scene.width / 2, scene.depth / 2, WALL_HEIGHT - 0.15), 0.06)
+    light = np.repeat(strength[:, None], 3, axis=1)
+    pane, cloth = scene.named("window"), scene.named("curtains")
+    if pane is not None and scene.day:
+        inward = pane.axes[1]
+        at = (pane.origin[0] + 0.3 * inward[0], pane.origin[1] + 0.3 * inward[1], 1.7)
+        share = 0.14 if cloth is not None and cloth.state == "closed" else 0.5
+        light += share * point(at, 0.07)[:, None] * np.array([1.0, 0.99, 0.94])
+    lamp = scene.named("lamp")
+    if lamp is not None and lamp.state == "on":
+        inward = lamp.axes[1]
+        at = (lamp.origin[0] + 0.28 * inward[0], lamp.origin[1] + 0.28 * inward[1], 1.45)
+        light += 0.8 * point(at, 0.9)[:, None] * np.array([1.0, 0.88, 0.56])
+        light += (0.1 if scene.day else 0.16) * np.array([1.0, 0.93, 0.8])
+    edge = np.minimum.reduce([centres[:, 0], scene.width - centres[:, 0], centres[:, 1], scene.depth - centres[:, 1]])
+    level_faces = np.abs(normals[:, 2]) > 0.9
+    corner = np.where(level_faces & (centres[:, 2] < 0.01), 0.86 + 0.14 * np.clip(edge / 0.8, 0.0, 1.0), 1.0)
+    light = light * (steady * corner)[:, None]
+    light[next_door] = (0.8 * steady[next_door])[:, None]
+    light[glow] = 1.0
+    shades = np.clip(np.rint(base * np.minimum(light, 1.12)), 0, 255).astype(int)
+    return [tuple(int(c) for c in row) for row in shades]
+
+
+def _paint_order(low: np.ndarray, high: np.ndarray, eye: np.ndarray) -> list[int]:
+    """Back-to-front order of disjoint boxes (n, 3) seen from `eye`.
+
+    Box a can hide box b only if no axis separates them with the eye on b's side; whoever hides is painted later.
+    A cycle, which boxes allow but rooms hardly have, is broken at the box that is farthest away.
+    """
+    n = len(low)
+    if n == 1:
+        return [0]
+    below = high[:, None, :] <= low[None, :, :] + 1e-6  # a lies wholly before b on the axis
+    b_safe = below & (eye <= low[None, :, :] + 1e-6)  # eye on a's side: b cannot hide a
+    a_safe = below & (eye >= high[:, None, :] - 1e-6)  # eye on b's side: a cannot hide b
+    cannot = a_safe.any(2) | b_safe.any(2).T  # cannot[a, b]: a cannot hide b
+    hides = ~cannot
+    np.fill_diagonal(hides, False)
+    apart = below.any(2)
+    hides &= apart | apart.T  # boxes that meet give no order
+    distance = (((low + high) / 2 - eye) ** 2).sum(1)
+    waiting = hides.sum(1)  # how many boxes must be painted before a
+    left = set(range(n))
+    order: list[int] = []
+    while left:
+        ready = [i for i in left if waiting[i] == 0] or list(left)
+        pick = max(ready, key=lambda i: (distance[i], -i))
+        order.append(pick)
+        left.discard(pick)
+        waiting = waiting - hides[:, pick]
+    return order
+
+
+def _visible_faces(mesh: _Mesh, eye: np.ndarray) -> list[int]:
+    order: list[int] = []
+    for room in (0, 1):
+        order.extend(mesh.shells[room] if room == 0 else [])
+        if room == 1:
+            order.extend(mesh.shells[1])
+            order.append(-1)  # shadows go between the floor and what stands on it
+        group = mesh.groups[room]
+        if not group:
+            continue
+        lows, highs = np.stack([g[0] for g in group]), np.stack([g[1] for g in group])
+        for i in _paint_order(lows, highs, eye):
+            _, _, turn, origin, low, high, parts = group[i]
+            for j in _paint_order(low, high, turn @ (eye - origin)):
+                order.extend(parts[j])
+    return order
+
+
+def _clip_near(points: np.ndarray) -> np.ndarray:
+    kept: list[np.ndarray] = []
+    for i in range(len(points)):
+        a, b = points[i - 1], points[i]
+        if (a[2] > NEAR) != (b[2] > NEAR):
+            kept.append(a + (b - a) * ((NEAR - a[2]) / (b[2] - a[2])))
+        if b[2] > NEAR:
+            kept.append(b)
+    return np.array(kept) if len(kept) > 2 else np.empty((0, 3))
+
+
+def _draw(scene: Scene, t: float, width: int, height: int, paints: Sequence[Any] | None) -> np.ndarray:
+    """Paint the scene; with `paints`, one value a face instead of its lit colour and no shadows."""
+    mesh = _mesh(scene)
+    eye, look = camera(scene, t)
+    seen = (mesh.points - eye) @ look.T
+    focal = width / 2 / HALF_FOV
+    one = 1 << SUBPIXEL_BITS
+    near = np.minimum.reduceat(seen[:, 2], mesh.starts[:-1]) <= NEAR
+    gone = np.maximum.reduceat(seen[:, 2], mesh.starts[:-1]) <= NEAR
+    safe = np.maximum(seen[:, 2], NEAR)
+    flat = np.stack([seen[:, 0] / safe * focal + width / 2, seen[:, 1] / safe * focal + height / 2], axis=1) - 0.5
+    low, high = np.minimum.reduceat(flat, mesh.starts[:-1]), np.maximum.reduceat(flat, mesh.starts[:-1])
+    outside = ((high < 0) | (low > np.array([width, height]))).any(1) & ~near
+    drawn = (mesh.normals @ eye > mesh.offsets + 1e-9) & ~gone & ~outside
+    fixed = np.rint(flat * one).astype(np.int32)
+    canvas = np.zeros((height, width, 3) if paints is None else (height, width), np.uint8)
+    colours = mesh.rgb if paints is None else paints
+    starts = mesh.starts
+
+    def flatten(points: np.ndarray) -> np.ndarray:
+        cut = _clip_near(points)
+        uv = cut[:, :2] / cut[:, 2:] * focal + np.array([width / 2, height / 2]) - 0.5
+        return np.rint(uv * one).astype(np.int32)
+
+    for index in _visible_faces(mesh, eye):
+        if index < 0:
+            if paints is None:
+                for spot in mesh.shadows:
+                    _darken(canvas, flatten((spot - eye) @ look.T))
+            continue
+        if not drawn[index]:
+            continue
+        if near[index]:
+            polygon = flatten(seen[starts[index] : starts[index + 1]])
+            if len(polygon) < 3:
+                continue
+        else:
+            polygon = fixed[starts[index] : starts[index + 1]]
+        cv2.fillConvexPoly(canvas, polygon, colours[index], cv2.LINE_8, SUBPIXEL_BITS)
+    return canvas
+
+
+def _darken(canvas: np.ndarray, polygon: np.ndarray) -> None:
+    if len(polygon) < 3:
+        return
+    height, width = canvas.shape[:2]
+    low = np.maximum((polygon.min(0) >> SUBPIXEL_BITS) - 1, 0)
+    high = np.minimum((polygon.max(0) >> SUBPIXEL_BITS) + 2, (width, height))
+    if (high <= low).any():
+        return
+    part = canvas[low[1] : high[1], low[0] : high[0]]
+    mask = np.zeros(part.shape[:2], np.uint8)
+    cv2.fillConvexPoly(mask, polygon - (low << SUBPIXEL_BITS).astype(np.int32), 1, cv2.LINE_8, SUBPIXEL_BITS)
+    inside = mask > 0
+    part[inside] = (part[inside].astype(np.uint16) * 27 >> 5).astype(np.uint8)  # 27/32: soft, two rings deep
+
+
+def render_frame(scene: Scene, t: float, size: tuple[int, int]) -> np.ndarray:
+    """The picture at position t of the walk.
+
+    Args:
+        t: position along the camera's path, in [0, 1].
+        size: width and height in pixels.
+    Returns:
+        (height, width, 3) uint8 RGB.
+    """
+    width, height = size
+    big = _draw(scene, t, width * SUPERSAMPLE, height * SUPERSAMPLE, None)
+    four = big.reshape(height, SUPERSAMPLE, width, SUPERSAMPLE, 3).astype(np.uint16).sum(axis=(1, 3))
+    return ((four + 2) >> 2).astype(np.uint8)
+
+
+def frame_times(count: int) -> list[float]:
+    """Positions of `count` evenly spaced frames, both ends included."""
+    return [i / (count - 1) if count > 1 else 0.0 for i in range(count)]
+
+
+@lru_cache(maxsize=64)
+def visible_share(scene: Scene, frames: int = 8) -> dict[str, float]:
+    """Largest share of the picture, in [0, 1], that each named piece takes in `frames` evenly spaced frames."""
+    mesh = _mesh(scene)
+    shares: dict[str, float] = {}
+    for t in frame_times(frames):
+        picture = _draw(scene, t, 160, 120, mesh.ids)
+        counts = np.bincount(picture.ravel(), minlength=len(mesh.names))
+        for name, count in zip(mesh.names, counts, strict=False):
+            if name:
+                shares[name] = max(shares.get(name, 0.0), float(count) / picture.size)
+    return shares
+
+
+# ------------------------------------------------------------------------------------------------ questions
+
+MIN_SHARE = 0.01  # a piece is asked about if it takes this share of the picture in one of 8 frames
+NUMBERS = ("zero", "one", "two", "three", "four")
+_SEATS = ("sofa", "armchair", "chair")
+Draft = dict[str, Any]
+
+
+def _ask(question: str, answer: str, *extra: str) -> Draft:
+    return {"question": question, "answer": answer, "extra": list(extra)}
+
+
+def _the(name: str) -> str:
+    return "the chairs" if name == "chairs" else f"the {name}"
+
+
+def _weighted(rng: Draws, pools: Sequence[tuple[float, list[Draft]]]) -> Draft | None:
+    """One draft: first a pool by weight among those that are not empty, then any of its drafts."""
+    full = [(weight, pool) for weight, pool in pools if pool]
+    at = rng.random() * sum(weight for weight, _ in full)
+    for weight, pool in full:
+        at -= weight
+        if at <= 0:
+            return _pick(rng, pool)
+    return None
+
+
+def _neighbours(scene: Scene) -> list[tuple[Thing, Thing]]:
+    """Pairs of furniture that stand side by side at one wall: (left, right) for someone who faces it."""
+    pairs = []
+    for wall in (0, 1, 3):
+        row = sorted((t for t in scene.things if t.wall == wall and t.name in _SIZES), key=lambda t: t.along)
+        pairs.extend(zip(row, row[1:], strict=False))
+    return pairs
+
+
+def _draft_pools(scene: Scene) -> dict[str, list[tuple[float, list[Draft]]]]:
+    """All questions that can be asked about the scene, by category, in weighted pools of one template each."""
+    share = visible_share(scene)
+
+    def seen(name: str, limit: float = MIN_SHARE) -> bool:
+        return share.get(name, 0.0) >= limit
+
+    unique = {t.name: t for t in scene.things if t.wall != -2}
+    chairs = [t for t in scene.things if t.name == "chair"]
+    coloured = [t for t in unique.values() if t.colour and seen(t.name)]
+    colours = [t.colour for t in coloured]
+    big = [t for t in coloured if share[t.name] >= 0.03]
+    pools: dict[str, list[tuple[float, list[Draft]]]] = {name: [] for name in CATEGORIES}
+
+    # attribute recognition: colours of large pieces lead, since they are what a small model can learn to see
+    plural = {"curtains": "are", "chair": "are" if len(chairs) > 1 else "is"}
+    called = {"chair": "chairs" if len(chairs) > 1 else "chair"}
+
+    def colour_of(t: Thing) -> Draft:
+        return _ask(f"What color {plural.get(t.name, 'is')} the {called.get(t.name, t.name)}?", t.colour)
+
+    rug, table_top = unique.get("rug"), unique.get("table")
+    shapes = [t for t in (rug, table_top) if t is not None and t.state in ("round", "square") and seen(t.name)]
+    pools["attribute recognition"] = [
+        (6.0, [colour_of(t) for t in big]),
+        (1.0, [colour_of(t) for t in coloured if t not in big]),
+        (1.6, [_ask("What color are the walls?", scene.wall_colour)]),
+        (0.5, [_ask("What is the floor made of?", scene.floor_material)]),
+        (0.5, [_ask(f"What shape is the {t.name}?", t.state) for t in shapes]),
+    ]
+
+    # object recognition: what has this colour, what stands on what
+    furniture = [t for t in coloured if t.name in (*_COLOURED, "table", "rug", "curtains") and colours.count(t.colour) == 1]
+    resting = [t for t in unique.values() if t.place.startswith("on the ") and t.name in _ITEMS and seen(t.name, 0.006)]
+    wall_pieces = [t for t in unique.values() if t.place == "on the wall" and seen(t.name, 0.006)]
+    named = [_ask(f"What is the {t.colour} piece of furniture?", t.name) for t in furniture
+             if t.name not in ("rug", "curtains")]  # fmt: skip
+    pools["object recognition"] = [
+        (3.0, named),
+        (1.5, [_ask(f"What is {t.place}?", t.name) for t in resting if t.place != "on the floor"]),
+        (0.7, [_ask("What is hanging on the wall?", t.name) for t in wall_pieces]),
+    ]
+
+    # spatial understanding: neighbours as one faces them
+    sides: list[Draft] = []
+    beside: list[Draft] = []
+    for left, right in _neighbours(scene):
+        if seen(left.name) and seen(right.name):
+            sides.append(_ask(f"Is the {left.name} to the left or to the right of the {right.name}?", "left"))
+            sides.append(_ask(f"Is the {right.name} to the left or to the right of the {left.name}?", "right"))
+            beside.append(_ask(f"What is to the left of the {right.name}?", left.name))
+            beside.append(_ask(f"What is to the right of the {left.name}?", right.name))
+    over: list[Draft] = []
+    for t in resting:
+        if t.place not in ("on the floor", "on the rug"):
+            over.append(_ask(f"What is the {t.name} standing on?", t.place.removeprefix("on the ")))
+    across: list[Draft] = []
+    mains = [t for t in unique.values() if t.wall in (0, 1, 3) and t.name in _SIZES and seen(t.name, 0.02)]
+    for a, b in ((1, 3), (3, 1)):
+        here, there = [t for t in mains if t.wall == a], [t for t in mains if t.wall == b]
+        if len(there) == 1:
+            across += [_ask(f"What is at the wall across from the {t.name}?", there[0].name) for t in here]
+    pools["spatial understanding"] = [(2.2, sides), (1.6, beside), (1.4, over), (1.0, across)]
+
+    # object state recognition
+    states: list[Draft] = []
+    lamp, screen, cloth, door = (unique.get(n) for n in ("lamp", "TV", "curtains", "door"))
+    if lamp and seen("lamp", 0.006):
+        states.append(_ask("Is the lamp on or off?", lamp.state))
+    if screen and seen("TV"):
+        states.append(_ask("Is the TV on or off?", screen.state))
+    if cloth and seen("curtains"):
+        states.append(_ask("Are the curtains open or closed?", cloth.state))
+    if door and seen("door"):
+        states.append(_ask("Is the door open or closed?", door.state))
+    pools["object state recognition"] = [(1.0, [draft]) for draft in states]
+
+    # functional reasoning
+    seats = [t for t in unique.values() if t.name in _SEATS and seen(t.name)]
+    able = [
+        _ask("Can I watch television in this room?", "yes" if screen else "no"),
+        _ask("Can I play the piano here?", "yes" if "piano" in unique else "no"),
+        _ask("Could I work at a desk in this room?", "yes" if "desk" in unique else "no"),
+        _ask("Can someone sleep in a bed here?", "yes" if "bed" in unique else "no"),
+        _ask("Can I keep food cold in this room?", "yes" if "fridge" in unique else "no"),
+    ]
+    held = [draft for draft in able if draft["answer"] == "yes"]
+    missing = [draft for draft in able if draft["answer"] == "no"]
+    use: list[Draft] = []
+    for name, question in (
+        ("bed", "What color is the furniture that I can sleep in?"),
+        ("bookshelf", "What color is the furniture that holds the books?"),
+        ("wardrobe", "What color is the furniture for my coats?"),
+        ("piano", "What color is the thing that I can play music on?"),
+    ):
+        if name in unique and seen(name, 0.02):
+            use.append(_ask(question, unique[name].colour))
+    if len(seats) == 1:
+        plain = seats[0]
+        use.append(_ask("I want to sit down. What color is the seat?", plain.colour))
+    sit = [_ask("Where can I sit down?", f"on the {seats[0].name}")] if len(seats) == 1 else []
+    lie = "bed" if "bed" in unique else "sofa" if "sofa" in unique else ""
+    if lie and seen(lie):
+        sit.append(_ask("Where can I lie down?", f"on the {lie}"))
+    counts: list[Draft] = []
+    if table_top and scene.kind in ("dining room", "kitchen") and seen("chair"):
+        counts.append(_ask("How many people can sit at the table?", NUMBERS[len(chairs)]))
+    pools["functional reasoning"] = [(1.1, held), (1.1, missing), (2.2, use), (1.0, sit), (1.0, counts)]
+
+    # world knowledge
+    outside = [_ask("Is it day or night outside?", "day" if scene.day else "night")] if seen("window", 0.006) else []
+    behind = [_ask("Which room is behind the open door?", scene.next_room)] if scene.door_open and seen("door") else []
+    pools["world knowledge"] = [
+        (2.4, [_ask("What kind of room is this?", scene.kind)]),
+        (1.2, outside),
+        (0.8, behind),
+    ]
+
+    # object localization, with four further accepted answers as in Open-EQA
+    where: list[Draft] = []
+    for t in resting:
+        host = unique.get(t.place.removeprefix("on the "))
+        told = host.colour if host is not None and host.colour else ""
+        spot = t.place.removeprefix("on the ")
+        shade_of = f"on the {told} {spot}" if told else f"{t.place} in the {scene.kind}"
+        where.append(_ask(f"Where is the {t.name}?", t.place, f"on top of the {spot}", f"the {spot}", shade_of,
+                          f"{t.place} of the {scene.kind}"))  # fmt: skip
+    next_to: list[Draft] = []
+    for left, right in _neighbours(scene):
+        for t, other, side in ((left, right, "left"), (right, left, "right")):
+            if t.name in ("lamp", "plant", "nightstand") and seen(t.name, 0.006) and seen(other.name):
+                rivals = sum(1 for pair in _neighbours(scene) if t in pair)
+                if rivals == 1:
+                    next_to.append(_ask(f"Where is the {t.name}?", f"next to the {other.name}", f"by the {other.name}",
+                                        f"beside the {other.name}", f"to the {side} of the {other.name}",
+                                        f"near the {other.name}"))  # fmt: skip
+    fallback = [_ask("Where is the door?", "behind the camera", "at the start", "where the walk starts", "in the wall",
+                     "opposite the far wall")] if not where and not next_to else []  # fmt: skip
+    pools["object localization"] = [(2.6, where), (1.4, next_to), (1.0, fallback)]
+    return pools
+
+
+_ITEMS = ("ball", "teddy bear", "backpack", "laptop", "vase", "box")
+# what follows the first question of each category: colours lead
+_MORE = ("attribute recognition", "attribute recognition", "object state recognition", "object localization",
+         "attribute recognition", "object recognition", "spatial understanding", "functional reasoning")  # fmt: skip
+
+
+def make_questions(scene: Scene, count: int, rng: Draws) -> list[dict[str, Any]]:
+    """Questions whose answers are known from the scene.
+
+    Args:
+        count: how many, >= 1; the first seven cover the seven categories, then colours lead. Fewer come back only
+            where the scene has no more to ask.
+        rng: random source with `.random()`; equal states give equal questions.
+    Returns:
+        dicts with question, answer, category and, on object localization questions only, extra_answers (4 strings).
+        No question text occurs twice.
+    """
+    pools = _draft_pools(scene)
+    asked: set[str] = set()
+    questions: list[dict[str, Any]] = []
+
+    def add(category: str) -> None:
+        left = [(w, [d for d in pool if d["question"] not in asked]) for w, pool in pools[category]]
+        draft = _weighted(rng, left)
+        if draft is None:
+            return
+        asked.add(draft["question"])
+        entry = {"question": draft["question"], "answer": draft["answer"], "category": category}
+        if category == "object localization":
+            entry["extra_answers"] = draft["extra"]
+        questions.append(entry)
+
+    plan = [*CATEGORIES, *(_MORE[i % len(_MORE)] for i in range(4 * count))]
+    for category in plan:
+        if len(questions) >= count:
+            break
+        add(category)
+    return questions

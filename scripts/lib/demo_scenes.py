@@ -67,6 +67,7 @@ CEILING: Rgb = (238, 238, 234)
 WALL_HEIGHT = 2.5
 EYE_HEIGHT = 1.5
 HALF_FOV = math.tan(math.radians(41.0))  # 82 degrees across: a phone's wide lens, so that a 5 m room fits
+OFF_WALL = 0.16  # furniture stands clear of curtains and sills
 NEAR = 0.08  # nearest distance that is drawn
 SUBPIXEL_BITS = 4  # fillConvexPoly takes fixed-point corners
 SUPERSAMPLE = 2
@@ -260,9 +261,9 @@ def desk(c: Rgb) -> list[Solid]:
 def monitor() -> list[Solid]:
     dark = (40, 42, 46)
     return [
-        box(-0.14, 0.14, 0.08, 0.26, 0.77, 0.79, dark),
-        box(-0.03, 0.03, 0.14, 0.18, 0.79, 0.9, dark),
-        box(-0.34, 0.34, 0.12, 0.17, 0.9, 1.32, dark, front=[(0.05, 0.95, 0.08, 0.93, (92, 150, 190))]),
+        box(-0.44, -0.16, 0.08, 0.26, 0.77, 0.79, dark),
+        box(-0.33, -0.27, 0.14, 0.18, 0.79, 0.9, dark),
+        box(-0.64, 0.04, 0.12, 0.17, 0.9, 1.32, dark, front=[(0.05, 0.95, 0.08, 0.93, (92, 150, 190))]),
     ]
 
 
@@ -388,9 +389,9 @@ def stove() -> list[Solid]:
 def counter(c: Rgb) -> list[Solid]:
     steel = (196, 200, 206)
     return drawers(1.4, 0.62, 0.9, c, 1, 3) + [
-        box(-0.34, 0.34, 0.14, 0.52, 0.9, 0.93, steel, top=(150, 154, 160)),
-        box(-0.03, 0.03, 0.05, 0.1, 0.9, 1.2, steel),
-        box(-0.03, 0.03, 0.1, 0.3, 1.15, 1.2, steel),
+        box(-0.6, 0.06, 0.14, 0.52, 0.9, 0.93, steel, top=(150, 154, 160)),
+        box(-0.3, -0.24, 0.05, 0.1, 0.9, 1.2, steel),
+        box(-0.3, -0.24, 0.1, 0.3, 1.15, 1.2, steel),
     ]
 
 
@@ -444,7 +445,7 @@ def window(day: bool) -> list[Solid]:
     pane += [(0.48, 0.52, 0.05, 0.95, frame), (0.05, 0.95, 0.5, 0.54, frame)]
     base = box(-0.6, 0.6, 0, 0.03, 1.0, 2.08, frame)
     lit = box(-0.6, 0.6, 0, 0.03, 1.0, 2.08, frame, glow=True, front=pane)
-    return [Solid(base.faces + lit.faces[6:], base.low, base.high), box(-0.68, 0.68, 0, 0.1, 0.94, 1.0, frame)]
+    return [Solid(base.faces + lit.faces[6:], base.low, base.high), box(-0.68, 0.68, 0, 0.04, 0.94, 1.0, frame)]
 
 
 def curtains(c: Rgb, closed: bool) -> list[Solid]:
@@ -469,11 +470,13 @@ def door_leaf(c: Rgb) -> list[Solid]:
 def teddy() -> list[Solid]:
     c, pale = (168, 116, 66), (226, 190, 140)
     return [
+        box(-0.16, -0.03, 0.19, 0.3, 0.0, 0.13, shade(c, 1.1), front=[(0.2, 0.8, 0.2, 0.8, pale)]),
+        box(0.03, 0.16, 0.19, 0.3, 0.0, 0.13, shade(c, 1.1), front=[(0.2, 0.8, 0.2, 0.8, pale)]),
         ball(0, 0, 0.19, 0.19, c),
-        ball(0, 0, 0.5, 0.13, c),
-        ball(0, 0.145, 0.49, 0.045, pale),
-        ball(-0.14, 0, 0.62, 0.05, c),
-        ball(0.14, 0, 0.62, 0.05, c),
+        ball(0, 0, 0.52, 0.14, c),
+        box(-0.055, 0.055, 0.14, 0.18, 0.44, 0.53, pale, front=[(0.3, 0.7, 0.6, 0.95, (40, 30, 26))]),
+        ball(-0.09, 0, 0.715, 0.055, c),
+        ball(0.09, 0, 0.715, 0.055, c),
     ]
 
 
@@ -555,6 +558,9 @@ class Scene:
     things: tuple[Thing, ...] = field(repr=False)
     path: int = 0
 
+    def __hash__(self) -> int:
+        return hash((self.seed, self.path))  # cheap: caches look a scene up at every frame
+
     def named(self, name: str) -> Thing | None:
         """The first piece of that name, or None."""
         return next((thing for thing in self.things if thing.name == name), None)
@@ -602,7 +608,6 @@ _SIZES: dict[str, tuple[float, float]] = {
     "desk": (1.46, 0.72),
     "bookshelf": (1.2, 0.36),
     "wardrobe": (1.3, 0.6),
-    "dresser": (1.14, 0.5),
     "cabinet": (1.14, 0.45),
     "piano": (1.46, 0.66),
     "tv stand": (1.54, 0.48),
@@ -619,21 +624,20 @@ _SURFACES: dict[str, tuple[float, float, float]] = {
     "sofa": (0.0, 0.64, 0.46),
     "armchair": (0.0, 0.64, 0.46),
     "bed": (0.1, 1.3, 0.56),
-    "dresser": (0.2, 0.26, 0.9),
     "cabinet": (-0.15, 0.24, 1.1),
-    "desk": (0.46, 0.36, 0.77),
-    "counter": (0.52, 0.32, 0.9),
+    "desk": (0.42, 0.36, 0.77),
+    "counter": (0.4, 0.32, 0.9),
     "nightstand": (0.0, 0.22, 0.55),
 }
 _MAINS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {  # always there, and a pool to draw from
-    "living room": (("sofa", "tv stand"), ("bookshelf", "cabinet", "piano", "armchair", "dresser")),
-    "bedroom": (("bed", "wardrobe"), ("dresser", "desk", "bookshelf", "armchair", "tv stand")),
-    "dining room": (("cabinet",), ("sofa", "piano", "bookshelf", "tv stand", "armchair", "dresser")),
-    "office": (("desk", "bookshelf"), ("cabinet", "sofa", "armchair", "piano", "dresser")),
-    "kitchen": (("counter",), ("cabinet", "bookshelf", "armchair", "dresser", "tv stand")),
+    "living room": (("sofa", "tv stand"), ("bookshelf", "cabinet", "piano", "armchair")),
+    "bedroom": (("bed", "wardrobe"), ("cabinet", "desk", "bookshelf", "armchair", "tv stand")),
+    "dining room": (("cabinet",), ("sofa", "piano", "bookshelf", "tv stand", "armchair")),
+    "office": (("desk", "bookshelf"), ("cabinet", "sofa", "armchair", "piano")),
+    "kitchen": (("counter",), ("cabinet", "bookshelf", "armchair", "tv stand")),
 }
-_COLOURED = ("sofa", "armchair", "bed", "desk", "bookshelf", "wardrobe", "dresser", "cabinet", "piano", "tv stand",
-             "counter", "nightstand")  # fmt: skip
+_COLOURED = ("sofa", "armchair", "bed", "desk", "bookshelf", "wardrobe", "cabinet", "piano", "tv stand", "counter",
+             "nightstand")  # fmt: skip
 
 
 def _furniture(name: str, c: Rgb, rng: Draws, state: str) -> list[Solid]:
@@ -649,8 +653,6 @@ def _furniture(name: str, c: Rgb, rng: Draws, state: str) -> list[Solid]:
         return bookshelf(c, rng)
     if name == "wardrobe":
         return drawers(1.26, 0.58, 2.0, c, 1, 2)
-    if name == "dresser":
-        return drawers(1.1, 0.48, 0.9, c, 3, 2)
     if name == "cabinet":
         return drawers(1.1, 0.43, 1.1, c, 1, 2)
     if name == "nightstand":
@@ -733,16 +735,17 @@ def make_scene(seed: int) -> Scene:
 
     things: list[Thing] = []
     lamp_state = "on" if lamp_on else "off"
-    door_x = _between(rng, 1.0, 1.5) if rng.random() < 0.5 else width - _between(rng, 1.0, 1.5)
-    north_reach = max([_SIZES[n][1] for n in walls[0] if n != "bed"] or [0.0])
+    door_x = _between(rng, 1.0, 1.4) if rng.random() < 0.5 else width - _between(rng, 1.0, 1.4)
+    reach_of = {name: size[1] for name, size in _SIZES.items()} | {"bed": 0.0, "desk": 1.3}  # a chair at the desk
+    north_reach = max([reach_of[n] for n in walls[0]] or [0.0])
     spots: list[tuple[float, float]] = []  # free places of a wall for pictures: (wall, along)
     for side in (0, 1, 2, 3):
         length = (width, depth, width, depth)[side]
         start, stop = 0.12, length - 0.12
         if side == 1:
-            start, stop = max(start, north_reach + 0.1), length - 0.75
+            start, stop = north_reach + OFF_WALL + 0.1, length - 0.9
         elif side == 3:
-            start, stop = 0.75, length - max(0.12, north_reach + 0.1)
+            start, stop = 0.9, length - north_reach - OFF_WALL - 0.1
         elif side == 2:  # one faces south: left end is x = width
             door_along = width - door_x
             start, stop = (door_along + 1.05, stop) if door_along < width / 2 else (start, door_along - 1.05)
@@ -752,10 +755,13 @@ def make_scene(seed: int) -> Scene:
         free = stop - start - sum(_SIZES[n][0] for n in row)
         gap = min(0.35, free / (len(row) + 1)) if row else 0.0
         cursor = start + (free - gap * (len(row) - 1)) * _between(rng, 0.3, 0.7)
+        if "bed" in row:  # in the middle, so that it stays clear of what stands at the side walls
+            gap = 0.1
+            cursor = length / 2 - _SIZES["bed"][0] / 2 - sum(_SIZES[n][0] + gap for n in row[: row.index("bed")])
         for name in row:
             along = cursor + _SIZES[name][0] / 2
             cursor += _SIZES[name][0] + gap
-            axes, origin = _on_wall(width, depth, side, along, 0.03)
+            axes, origin = _on_wall(width, depth, side, along, OFF_WALL)
             state = lamp_state if name == "lamp" else ""
             colour = paint(name) if name in _COLOURED else ""
             rgb = COLOURS[colour] if colour else (184, 104, 70)
@@ -853,10 +859,12 @@ def make_scene(seed: int) -> Scene:
         colour = paint(item) if item in ("ball", "backpack", "vase") else ""
         solids = tuple(_small(item, COLOURS[colour or "white"]))
         if holder is None:
-            x = 0.55 if door_x > width / 2 else width - 0.55
-            facing = ((1.0, 0.0), (0.0, 1.0))
-            corner = (width - x, 1.5, 0.0) if rng.random() < 0.5 else (cx + _between(rng, -0.4, 0.4), 0.8, 0.0)
-            things.append(Thing(item, solids, facing, corner, colour, "", "on the floor"))
+            rug_thing = next((t for t in things if t.name == "rug"), None)
+            at = (cx + _between(rng, -0.4, 0.4), 1.0, 0.0)
+            if rug_thing is not None:
+                aside = (0.78 if rng.random() < 0.5 else -0.78) if kind == "living room" else 0.0
+                at = (cx + aside, rug_thing.origin[1], 0.014)
+            things.append(Thing(item, solids, still, at, colour, "", "on the rug" if rug_thing else "on the floor"))
             continue
         x, y, z = _SURFACES.get(holder.name, (0.0, 0.0, 0.0))
         if holder.name == "table":
@@ -895,14 +903,13 @@ def camera(scene: Scene, t: float) -> tuple[np.ndarray, np.ndarray]:
     moved = max(0.0, (t - walk_in) / (1 - walk_in))
     angle = -math.pi / 2 + turn * math.radians(325.0) * moved
     x, y = cx + rx * math.cos(angle), cy + ry * math.sin(angle)
-    lx, ly = scene.width / 2, scene.depth / 2 + (0.25 if scene.kind == "bedroom" else 0.0)
     if t < walk_in:
         share = t / walk_in
         share = share * share * (3 - 2 * share)
         gate = (scene.door_x, 0.12 if scene.door_open else 0.5)
         x, y = gate[0] + (x - gate[0]) * share, gate[1] + (y - gate[1]) * share
-    yaw = math.atan2(ly - y, lx - x) + math.radians(4.0) * math.sin(9.0 * t)
-    pitch = math.radians(-15.0)
+    yaw = angle + math.pi + math.radians(4.0) * math.sin(9.0 * t)  # across the room
+    pitch = math.radians(-13.0)
     z = EYE_HEIGHT + 0.02 * math.sin(23.0 * t)
     forward = np.array([math.cos(yaw) * math.cos(pitch), math.sin(yaw) * math.cos(pitch), math.sin(pitch)])
     right = np.array([math.sin(yaw), -math.cos(yaw), 0.0])
@@ -924,7 +931,7 @@ class _Mesh:
     rgb: list[Rgb]
     ids: list[int]
     shells: tuple[list[int], list[int]]  # next room, this room
-    groups: tuple[list[Any], list[Any]]  # per room: (low, high, [(thing axes, origin, lows, highs, face lists)])
+    groups: tuple[list[Any], list[Any]]  # per room and solid: (low, high, faces), bounds in the world
     shadows: list[np.ndarray]
     names: list[str]
 
@@ -948,8 +955,8 @@ def _shell_faces(scene: Scene, next_door: bool) -> list[tuple[Face, str]]:
     gap = (scene.door_x - 0.47, scene.door_x + 0.47, 2.04)
 
     def upright(axis: int, at: float, low: float, high: float, normal: tuple[float, float, float], hole: bool) -> None:
-        for a, b in _pairs(_grid(low, high, 0.45, gap[:2] if hole else ())):
-            for c, d in _pairs(_grid(0.0, h, 0.42, (0.1, *((gap[2],) if hole else ())))):
+        for a, b in _pairs(_grid(low, high, 0.36, gap[:2] if hole else ())):
+            for c, d in _pairs(_grid(0.0, h, 0.36, (0.1, *((gap[2],) if hole else ())))):
                 if hole and gap[0] - 1e-5 < a and b < gap[1] + 1e-5 and d < gap[2] + 1e-5:
                     continue
                 corners = [(a, c), (b, c), (b, d), (a, d)]
@@ -1000,6 +1007,16 @@ def _place(thing: Thing, points: np.ndarray) -> np.ndarray:
     return points @ turn + np.array(thing.origin)
 
 
+def solid_bounds(thing: Thing) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Lowest and highest corner (3,) of each solid of a piece, in the room's frame."""
+    bounds = []
+    for solid in thing.solids:
+        spans = list(zip(solid.low, solid.high, strict=True))
+        world = _place(thing, np.array([(x, y, z) for x in spans[0] for y in spans[1] for z in spans[2]], float))
+        bounds.append((world.min(0), world.max(0)))
+    return bounds
+
+
 @lru_cache(maxsize=4)
 def _mesh(scene: Scene) -> _Mesh:
     points: list[np.ndarray] = []
@@ -1044,16 +1061,13 @@ def _mesh(scene: Scene) -> _Mesh:
                 if room == 0:
                     next_door.append(part[-1])
             parts.append(part)
-        lows = np.array([solid.low for solid in thing.solids], float)
-        highs = np.array([solid.high for solid in thing.solids], float)
-        low, high = lows.min(0), highs.max(0)
-        corners = np.array([(x, y, z) for x in (low[0], high[0]) for y in (low[1], high[1]) for z in (low[2], high[2])])
-        world = _place(thing, corners)
         closed_door = thing.name == "door" and thing.state == "closed"
         if thing.flat or closed_door:
             shells[room].extend(i for part in parts for i in part)
             continue
-        groups[room].append((world.min(0), world.max(0), turn, np.array(thing.origin), lows, highs, parts))
+        groups[room].extend((*box, part) for box, part in zip(solid_bounds(thing), parts, strict=True))
+        low = np.array([solid.low for solid in thing.solids], float).min(0)
+        high = np.array([solid.high for solid in thing.solids], float).max(0)
         if room == 1 and thing.origin[2] < 0.05 and low[2] < 0.3 and thing.name != "door":
             for grow in (0.14, 0.05):
                 x0, x1, y0, y1 = low[0] - grow, high[0] + grow, low[1] - grow, high[1] + grow
@@ -1082,7 +1096,7 @@ def _light(
         return facing / (1.0 + fall * distance**2)
 
     steady = np.abs(normals) @ np.array([0.93, 0.86, 1.0]) / np.maximum(np.abs(normals).sum(1), 1e-9)
-    level = 0.62 if scene.day else 0.5
+    level = 0.64 if scene.day else 0.55
     strength = level + 0.3 * point((scene.width / 2, scene.depth / 2, WALL_HEIGHT - 0.15), 0.06)
     light = np.repeat(strength[:, None], 3, axis=1)
     pane, cloth = scene.named("window"), scene.named("curtains")
@@ -1094,8 +1108,8 @@ def _light(
     lamp = scene.named("lamp")
     if lamp is not None and lamp.state == "on":
         inward = lamp.axes[1]
-        at = (lamp.origin[0] + 0.28 * inward[0], lamp.origin[1] + 0.28 * inward[1], 1.45)
-        light += 0.8 * point(at, 0.9)[:, None] * np.array([1.0, 0.88, 0.56])
+        at = (lamp.origin[0] + 0.8 * inward[0], lamp.origin[1] + 0.8 * inward[1], 1.5)  # off the wall: softer
+        light += 0.75 * point(at, 0.7)[:, None] * np.array([1.0, 0.88, 0.56])
         light += (0.1 if scene.day else 0.16) * np.array([1.0, 0.93, 0.8])
     edge = np.minimum.reduce([centres[:, 0], scene.width - centres[:, 0], centres[:, 1], scene.depth - centres[:, 1]])
     level_faces = np.abs(normals[:, 2]) > 0.9
@@ -1149,9 +1163,7 @@ def _visible_faces(mesh: _Mesh, eye: np.ndarray) -> list[int]:
             continue
         lows, highs = np.stack([g[0] for g in group]), np.stack([g[1] for g in group])
         for i in _paint_order(lows, highs, eye):
-            _, _, turn, origin, low, high, parts = group[i]
-            for j in _paint_order(low, high, turn @ (eye - origin)):
-                order.extend(parts[j])
+            order.extend(group[i][2])
     return order
 
 

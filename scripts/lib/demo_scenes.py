@@ -14,15 +14,38 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Any
 
 import cv2
 import numpy as np
 
-Rgb = tuple[int, int, int]
+from scripts.lib.demo_furniture import (
+    COLOURED,
+    COLOURS,
+    SIZES,
+    SURFACES,
+    Draws,
+    Face,
+    Rgb,
+    Solid,
+    box,
+    chair,
+    clock,
+    cone,
+    curtains,
+    door_leaf,
+    furniture,
+    mirror,
+    picture_frame,
+    shade,
+    small_thing,
+    table,
+    television,
+    window,
+)
 
 CATEGORIES = (  # the seven of open-eqa-v0.json, spelled as there
     "object recognition",
@@ -33,17 +56,6 @@ CATEGORIES = (  # the seven of open-eqa-v0.json, spelled as there
     "world knowledge",
     "object localization",
 )
-COLOURS: dict[str, Rgb] = {  # furniture
-    "red": (206, 38, 40),
-    "orange": (240, 128, 24),
-    "yellow": (244, 208, 50),
-    "green": (44, 150, 66),
-    "blue": (40, 88, 204),
-    "purple": (128, 58, 168),
-    "pink": (244, 132, 178),
-    "black": (46, 46, 52),
-    "white": (242, 241, 236),
-}
 WALL_COLOURS: dict[str, Rgb] = {  # paler than furniture, so that furniture stands out
     "white": (236, 234, 226),
     "blue": (168, 196, 226),
@@ -52,7 +64,11 @@ WALL_COLOURS: dict[str, Rgb] = {  # paler than furniture, so that furniture stan
     "pink": (238, 196, 200),
     "gray": (172, 172, 176),
 }
-FLOORS: dict[str, tuple[str, ...]] = {"wood": ("brown",), "tile": ("white", "gray"), "carpet": ("blue", "green", "gray")}
+FLOORS: dict[str, tuple[str, ...]] = {  # materials and the colours that they come in
+    "wood": ("brown",),
+    "tile": ("white", "gray"),
+    "carpet": ("blue", "green", "gray"),
+}
 FLOOR_COLOURS: dict[str, Rgb] = {
     "brown": (158, 108, 64),
     "white": (214, 214, 208),
@@ -60,9 +76,6 @@ FLOOR_COLOURS: dict[str, Rgb] = {
     "blue": (78, 96, 138),
     "green": (88, 120, 92),
 }
-WOOD: Rgb = (150, 102, 60)
-DARK_WOOD: Rgb = (104, 70, 44)
-METAL: Rgb = (150, 152, 158)
 CEILING: Rgb = (238, 238, 234)
 WALL_HEIGHT = 2.5
 EYE_HEIGHT = 1.5
@@ -70,448 +83,7 @@ HALF_FOV = math.tan(math.radians(41.0))  # 82 degrees across: a phone's wide len
 OFF_WALL = 0.16  # furniture stands clear of curtains and sills
 NEAR = 0.08  # nearest distance that is drawn
 SUBPIXEL_BITS = 4  # fillConvexPoly takes fixed-point corners
-SUPERSAMPLE = 2
 ROOM_KINDS = ("living room", "bedroom", "dining room", "office", "kitchen")
-
-
-class Draws(Protocol):
-    """What the generators need of a random source; random.Random and numpy's Generator both have it."""
-
-    def random(self) -> float: ...
-
-
-# ------------------------------------------------------------------------------------------------ solids
-
-
-@dataclass(frozen=True)
-class Face:
-    """A flat convex polygon of a solid: corners (k, 3), outward normal (3,), colour."""
-
-    corners: tuple[tuple[float, float, float], ...]
-    normal: tuple[float, float, float]
-    colour: Rgb
-    glow: bool = False  # shines by itself: takes no shade
-
-
-@dataclass(frozen=True)
-class Solid:
-    """A convex solid; details painted on a face follow it in `faces`."""
-
-    faces: tuple[Face, ...]
-    low: tuple[float, float, float]
-    high: tuple[float, float, float]
-
-
-def box(
-    x0: float,
-    x1: float,
-    y0: float,
-    y1: float,
-    z0: float,
-    z1: float,
-    colour: Rgb,
-    glow: bool = False,
-    front: Sequence[tuple[float, float, float, float, Rgb]] = (),
-    top: Rgb | None = None,
-) -> Solid:
-    """Axis-aligned box.
-
-    Args:
-        front: rectangles (u0, u1, v0, v1, colour), in shares of the face, painted on the face y = y1.
-        top: colour of the upper face if it differs.
-    """
-    faces = [
-        Face(((x0, y0, z0), (x1, y0, z0), (x1, y0, z1), (x0, y0, z1)), (0, -1, 0), colour, glow),
-        Face(((x0, y1, z0), (x1, y1, z0), (x1, y1, z1), (x0, y1, z1)), (0, 1, 0), colour, glow),
-        Face(((x0, y0, z0), (x0, y1, z0), (x0, y1, z1), (x0, y0, z1)), (-1, 0, 0), colour, glow),
-        Face(((x1, y0, z0), (x1, y1, z0), (x1, y1, z1), (x1, y0, z1)), (1, 0, 0), colour, glow),
-        Face(((x0, y0, z0), (x1, y0, z0), (x1, y1, z0), (x0, y1, z0)), (0, 0, -1), colour, glow),
-        Face(((x0, y0, z1), (x1, y0, z1), (x1, y1, z1), (x0, y1, z1)), (0, 0, 1), top or colour, glow),
-    ]
-    for u0, u1, v0, v1, paint in front:
-        a, b = x0 + u0 * (x1 - x0), x0 + u1 * (x1 - x0)
-        c, d = z0 + v0 * (z1 - z0), z0 + v1 * (z1 - z0)
-        faces.append(Face(((a, y1, c), (b, y1, c), (b, y1, d), (a, y1, d)), (0, 1, 0), paint, glow))
-    return Solid(tuple(faces), (x0, y0, z0), (x1, y1, z1))
-
-
-def cone(
-    x: float, y: float, r0: float, r1: float, z0: float, z1: float, colour: Rgb, glow: bool = False, sides: int = 12
-) -> Solid:
-    """Upright round solid with radius r0 at z0 and r1 at z1."""
-    around = [2 * math.pi * i / sides for i in range(sides)]
-    low = [(x + r0 * math.cos(a), y + r0 * math.sin(a), z0) for a in around]
-    high = [(x + r1 * math.cos(a), y + r1 * math.sin(a), z1) for a in around]
-    slope = (r0 - r1) / (z1 - z0)
-    length = math.sqrt(1 + slope * slope)
-    faces = [Face(tuple(low), (0, 0, -1), colour, glow), Face(tuple(high), (0, 0, 1), colour, glow)]
-    for i in range(sides):
-        j = (i + 1) % sides
-        middle = 2 * math.pi * (i + 0.5) / sides
-        normal = (math.cos(middle) / length, math.sin(middle) / length, slope / length)
-        faces.append(Face((low[i], low[j], high[j], high[i]), normal, colour, glow))
-    r = max(r0, r1)
-    return Solid(tuple(faces), (x - r, y - r, z0), (x + r, y + r, z1))
-
-
-def ball(x: float, y: float, z: float, r: float, colour: Rgb, band: Rgb | None = None) -> Solid:
-    """Round solid of flat faces; `band` colours its waist."""
-    sides, rings = 10, 6
-    faces: list[Face] = []
-    for ring in range(rings):
-        a, b = math.pi * ring / rings - math.pi / 2, math.pi * (ring + 1) / rings - math.pi / 2
-        for side in range(sides):
-            c, d = 2 * math.pi * side / sides, 2 * math.pi * (side + 1) / sides
-            corners = [(x + r * math.cos(e) * math.cos(f), y + r * math.cos(e) * math.sin(f), z + r * math.sin(e))
-                       for e, f in ((a, c), (a, d), (b, d), (b, c))]  # fmt: skip
-            if ring == 0:
-                corners = corners[1:]
-            elif ring == rings - 1:
-                corners = corners[:3]
-            e, f = (a + b) / 2, (c + d) / 2
-            normal = (math.cos(e) * math.cos(f), math.cos(e) * math.sin(f), math.sin(e))
-            paint = band if band and ring in (rings // 2 - 1, rings // 2) and side % 2 else colour
-            faces.append(Face(tuple(corners), normal, paint))
-    return Solid(tuple(faces), (x - r, y - r, z - r), (x + r, y + r, z + r))
-
-
-# ------------------------------------------------------------------------------------------------ furniture
-# Local frame of a piece: x to the right for someone who faces it, y from the wall towards them, z up.
-
-
-def shade(colour: Rgb, share: float) -> Rgb:
-    """The colour made darker (share < 1) or lighter (share > 1, towards white)."""
-    if share <= 1:
-        return tuple(int(c * share) for c in colour)  # type: ignore[return-value]
-    return tuple(int(c + (255 - c) * (share - 1)) for c in colour)  # type: ignore[return-value]
-
-
-def legs(x0: float, x1: float, y0: float, y1: float, z: float, width: float, colour: Rgb) -> list[Solid]:
-    return [
-        box(x, x + width, y, y + width, 0, z, colour)
-        for x in (x0, x1 - width)
-        for y in (y0, y1 - width)
-    ]  # fmt: skip
-
-
-def sofa(width: float, c: Rgb) -> list[Solid]:
-    h, arm = width / 2, 0.2
-    inner = h - arm
-    seats = 1 if width < 1.4 else 2
-    step = 2 * inner / seats
-    solids = legs(-h + 0.04, h - 0.04, 0.06, 0.82, 0.1, 0.07, DARK_WOOD)
-    solids += [
-        box(-h, h, 0, 0.22, 0.1, 0.9, shade(c, 0.92)),
-        box(-h, -inner, 0.22, 0.9, 0.1, 0.64, shade(c, 0.96)),
-        box(inner, h, 0.22, 0.9, 0.1, 0.64, shade(c, 0.96)),
-        box(-inner, inner, 0.22, 0.86, 0.1, 0.28, shade(c, 0.82)),
-    ]
-    for i in range(seats):
-        a = -inner + i * step
-        solids.append(box(a + 0.012, a + step - 0.012, 0.36, 0.9, 0.28, 0.46, c))
-        solids.append(box(a + 0.012, a + step - 0.012, 0.22, 0.36, 0.28, 0.82, shade(c, 1.08)))
-    return solids
-
-
-def bed(c: Rgb) -> list[Solid]:
-    h, length = 0.8, 1.95
-    return legs(-h, h, 0.1, length, 0.16, 0.09, DARK_WOOD) + [
-        box(-h - 0.04, h + 0.04, 0, 0.09, 0, 1.12, WOOD, front=[(0.05, 0.95, 0.55, 0.93, shade(WOOD, 1.18))]),
-        box(-h, h, 0.09, length, 0.16, 0.32, DARK_WOOD),
-        box(-h + 0.03, h - 0.03, 0.09, 0.66, 0.32, 0.52, COLOURS["white"]),
-        box(-h, h, 0.66, length + 0.02, 0.2 + 0.12, 0.56, c),
-        box(-0.68, -0.06, 0.16, 0.54, 0.52, 0.68, shade(COLOURS["white"], 0.97)),
-        box(0.06, 0.68, 0.16, 0.54, 0.52, 0.68, shade(COLOURS["white"], 0.97)),
-    ]
-
-
-def table(width: float, deep: float, height: float, c: Rgb, round_top: bool) -> list[Solid]:
-    """A table around the origin."""
-    if round_top:
-        r = width / 2
-        return [
-            cone(0, 0, 0.3, 0.26, 0, 0.05, shade(c, 0.8)),
-            cone(0, 0, 0.06, 0.06, 0.05, height - 0.06, shade(c, 0.8), sides=8),
-            cone(0, 0, r, r, height - 0.06, height, c, sides=18),
-        ]
-    h, d = width / 2, deep / 2
-    return legs(-h + 0.04, h - 0.04, -d + 0.04, d - 0.04, height - 0.06, 0.08, shade(c, 0.8)) + [
-        box(-h, h, -d, d, height - 0.06, height, c)
-    ]
-
-
-def chair(c: Rgb) -> list[Solid]:
-    """A chair around the origin whose back is at low y."""
-    s = 0.22
-    return legs(-s, s, -s, s, 0.43, 0.05, DARK_WOOD) + [
-        box(-s, s, -s, s, 0.43, 0.49, c),
-        box(-s, s, -s, -s + 0.05, 0.49, 0.98, c, front=[(0.15, 0.85, 0.12, 0.3, shade(c, 0.72))]),
-    ]
-
-
-def desk(c: Rgb) -> list[Solid]:
-    return [
-        box(-0.7, -0.66, 0.02, 0.68, 0, 0.72, shade(c, 0.85)),
-        box(0.28, 0.7, 0.02, 0.68, 0, 0.72, shade(c, 0.85),
-            front=[(0.08, 0.92, v, v + 0.27, shade(c, 0.97)) for v in (0.06, 0.37, 0.68)]),
-        box(-0.72, 0.72, 0, 0.72, 0.72, 0.77, c),
-    ]  # fmt: skip
-
-
-def monitor() -> list[Solid]:
-    dark = (40, 42, 46)
-    return [
-        box(-0.44, -0.16, 0.08, 0.26, 0.77, 0.79, dark),
-        box(-0.33, -0.27, 0.14, 0.18, 0.79, 0.9, dark),
-        box(-0.64, 0.04, 0.12, 0.17, 0.9, 1.32, dark, front=[(0.05, 0.95, 0.08, 0.93, (92, 150, 190))]),
-    ]
-
-
-def bookshelf(c: Rgb, rng: Draws) -> list[Solid]:
-    h, d, top, floors = 0.6, 0.34, 1.9, 4
-    solids = [
-        box(-h, h, 0, 0.03, 0, top, shade(c, 0.62)),
-        box(-h, -h + 0.06, 0.03, d, 0, top, c),
-        box(h - 0.06, h, 0.03, d, 0, top, c),
-    ]
-    for i in range(floors + 1):
-        z = i * (top - 0.05) / floors
-        solids.append(box(-h + 0.06, h - 0.06, 0.03, d, z, z + 0.05, c))
-    spines = [(196, 70, 60), (64, 110, 170), (230, 200, 90), (90, 150, 100), (220, 220, 210), (120, 90, 140)]
-    for i in range(floors):
-        z = i * (top - 0.05) / floors + 0.05
-        wide = (2 * h - 0.16) * (0.55 + 0.4 * rng.random())
-        count = 6
-        tall = 0.27 + 0.08 * rng.random()
-        start = int(rng.random() * 6)
-        front = [(k / count + 0.01, (k + 1) / count - 0.01, 0.0, 0.8 + 0.2 * ((k * 5 + start) % 3) / 2,
-                  spines[(k * 5 + start) % 6]) for k in range(count)]  # fmt: skip
-        solids.append(box(-h + 0.08, -h + 0.08 + wide, 0.03, d - 0.07, z, z + tall, (70, 60, 55), front=front))
-    return solids
-
-
-def drawers(width: float, deep: float, height: float, c: Rgb, rows: int, columns: int) -> list[Solid]:
-    """A chest with rows x columns of drawers or doors and their knobs."""
-    h = width / 2
-    front: list[tuple[float, float, float, float, Rgb]] = []
-    for i in range(columns):
-        for j in range(rows):
-            u0, u1 = i / columns + 0.03, (i + 1) / columns - 0.03
-            v0, v1 = j / rows + 0.035, (j + 1) / rows - 0.035
-            front.append((u0, u1, v0, v1, shade(c, 1.12)))
-            middle = u0 + (u1 - u0) * (0.86 if rows == 1 and i % 2 == 0 else 0.14 if rows == 1 else 0.5)
-            level = (v0 + v1) / 2
-            front.append((middle - 0.03, middle + 0.03, level - 0.05 / height / 2, level + 0.05 / height / 2,
-                          shade(c, 0.45)))  # fmt: skip
-    return [
-        box(-h + 0.04, h - 0.04, 0.02, deep - 0.05, 0, 0.08, shade(c, 0.5)),
-        box(-h, h, 0, deep, 0.08, height - 0.04, shade(c, 0.9), front=front),
-        box(-h - 0.02, h + 0.02, 0, deep + 0.02, height - 0.04, height, c),
-    ]
-
-
-def piano(c: Rgb) -> list[Solid]:
-    keys = [(i / 14 + 0.004, (i + 1) / 14 - 0.004, 0.0, 1.0, (248, 248, 244)) for i in range(14)]
-    return [
-        box(-0.72, 0.72, 0, 0.3, 0, 1.2, c, front=[(0.06, 0.94, 0.68, 0.95, shade(c, 1.15))]),
-        box(-0.72, -0.64, 0.3, 0.62, 0, 0.62, shade(c, 0.9)),
-        box(0.64, 0.72, 0.3, 0.62, 0, 0.62, shade(c, 0.9)),
-        box(-0.72, 0.72, 0.3, 0.64, 0.62, 0.7, c),
-        box(-0.66, 0.66, 0.46, 0.63, 0.7, 0.725, (248, 248, 244), front=keys, top=(248, 248, 244)),
-        box(-0.66, 0.66, 0.4, 0.46, 0.7, 0.74, (24, 24, 26)),
-    ]
-
-
-def tv_stand(c: Rgb) -> list[Solid]:
-    return drawers(1.5, 0.45, 0.5, c, 1, 3)
-
-
-def television(on: bool) -> list[Solid]:
-    dark = (26, 27, 30)
-    picture: list[tuple[float, float, float, float, Rgb]] = [(0.03, 0.97, 0.05, 0.95, (34, 36, 42))]
-    if on:
-        picture = [
-            (0.03, 0.97, 0.05, 0.95, (96, 190, 250)),
-            (0.03, 0.97, 0.05, 0.38, (110, 210, 90)),
-            (0.2, 0.42, 0.3, 0.62, (250, 240, 120)),
-            (0.62, 0.72, 0.18, 0.56, (250, 80, 70)),
-        ]
-    screen = box(-0.64, 0.64, 0.16, 0.22, 0.58, 1.32, dark)
-    painted = box(-0.64, 0.64, 0.16, 0.22, 0.58, 1.32, dark, glow=on, front=picture)
-    return [
-        box(-0.22, 0.22, 0.1, 0.32, 0.5, 0.53, dark),
-        box(-0.04, 0.04, 0.16, 0.22, 0.53, 0.58, dark),
-        Solid(screen.faces + painted.faces[6:], screen.low, screen.high),
-    ]
-
-
-def floor_lamp(on: bool) -> list[Solid]:
-    paint: Rgb = (255, 240, 150) if on else (132, 136, 148)
-    return [
-        cone(0, 0.28, 0.2, 0.18, 0, 0.05, (60, 60, 64)),
-        cone(0, 0.28, 0.028, 0.028, 0.05, 1.2, (60, 60, 64), sides=6),
-        cone(0, 0.28, 0.3, 0.18, 1.2, 1.66, paint, glow=on, sides=14),
-    ]
-
-
-def plant(c: Rgb) -> list[Solid]:
-    leaf, light = (52, 128, 56), (84, 160, 74)
-    return [
-        cone(0, 0.32, 0.17, 0.24, 0, 0.42, c),
-        cone(0, 0.32, 0.035, 0.03, 0.42, 0.62, (96, 72, 44), sides=6),
-        cone(0, 0.32, 0.2, 0.32, 0.62, 0.84, leaf, sides=7),
-        cone(0, 0.32, 0.32, 0.22, 0.84, 1.08, light, sides=7),
-        cone(0, 0.32, 0.24, 0.04, 1.08, 1.42, leaf, sides=7),
-    ]
-
-
-def fridge() -> list[Solid]:
-    c = (222, 226, 230)
-    return [
-        box(-0.38, 0.38, 0, 0.68, 0.04, 1.85, c,
-            front=[(0.03, 0.97, 0.02, 0.64, shade(c, 0.97)), (0.03, 0.97, 0.66, 0.98, shade(c, 0.97)),
-                   (0.08, 0.13, 0.36, 0.6, (90, 92, 98)), (0.08, 0.13, 0.7, 0.86, (90, 92, 98)),
-                   (0.55, 0.75, 0.76, 0.86, (240, 200, 80))]),
-    ]  # fmt: skip
-
-
-def stove() -> list[Solid]:
-    c = (200, 204, 208)
-    return [
-        box(-0.34, 0.34, 0, 0.64, 0, 0.86, c,
-            front=[(0.1, 0.9, 0.12, 0.66, (40, 42, 46)), (0.12, 0.88, 0.7, 0.74, (90, 92, 98))]
-            + [(u, u + 0.09, 0.82, 0.93, (60, 62, 66)) for u in (0.12, 0.34, 0.56, 0.78)]),
-        box(-0.34, 0.34, 0, 0.64, 0.86, 0.9, (40, 42, 46)),
-        box(-0.34, 0.34, 0, 0.05, 0.9, 1.06, c),
-    ]  # fmt: skip
-
-
-def counter(c: Rgb) -> list[Solid]:
-    steel = (196, 200, 206)
-    return drawers(1.4, 0.62, 0.9, c, 1, 3) + [
-        box(-0.6, 0.06, 0.14, 0.52, 0.9, 0.93, steel, top=(150, 154, 160)),
-        box(-0.3, -0.24, 0.05, 0.1, 0.9, 1.2, steel),
-        box(-0.3, -0.24, 0.1, 0.3, 1.15, 1.2, steel),
-    ]
-
-
-def bathtub() -> list[Solid]:
-    c = (240, 242, 244)
-    return [
-        box(-0.8, 0.8, 0, 0.72, 0, 0.5, c),
-        box(-0.8, 0.8, 0, 0.1, 0.5, 0.58, c),
-        box(-0.8, 0.8, 0.62, 0.72, 0.5, 0.58, c),
-        box(-0.8, -0.7, 0.1, 0.62, 0.5, 0.58, c),
-        box(0.7, 0.8, 0.1, 0.62, 0.5, 0.58, c),
-        box(-0.7, 0.7, 0.1, 0.62, 0.5, 0.53, (120, 190, 220)),
-    ]
-
-
-def picture_frame(c: Rgb) -> list[Solid]:
-    return [
-        box(-0.42, 0.42, 0, 0.04, 1.36, 2.0, DARK_WOOD,
-            front=[(0.07, 0.93, 0.09, 0.91, (236, 230, 214)), (0.14, 0.86, 0.18, 0.55, shade(c, 0.85)),
-                   (0.14, 0.86, 0.55, 0.82, shade(c, 1.45)), (0.58, 0.74, 0.6, 0.74, (250, 220, 110))]),
-    ]  # fmt: skip
-
-
-def clock() -> list[Solid]:
-    r, z = 0.27, 1.72
-    rim = [(r * math.cos(2 * math.pi * i / 16), z + r * math.sin(2 * math.pi * i / 16)) for i in range(16)]
-    front = [(0.16, 0.84, 0.16, 0.84, (250, 250, 246))]
-    plate = box(-r, r, 0, 0.04, z - r, z + r, (50, 50, 54), front=front)
-    face = Face(tuple((0.8 * x, 0.05, z + 0.8 * (y - z)) for x, y in rim), (0, 1, 0), (250, 250, 246))
-    ring = Face(tuple((x, 0.05, y) for x, y in rim), (0, 1, 0), (50, 50, 54))
-    hands = [
-        Face(((-0.014, 0.05, z), (0.014, 0.05, z), (0.014, 0.05, z + 0.18), (-0.014, 0.05, z + 0.18)), (0, 1, 0), (20, 20, 20)),
-        Face(((0, 0.05, z - 0.016), (0.13, 0.05, z - 0.016), (0.13, 0.05, z + 0.016), (0, 0.05, z + 0.016)), (0, 1, 0), (20, 20, 20)),
-    ]  # fmt: skip
-    return [Solid((ring, face, *hands), plate.low, (r, 0.05, z + r))]
-
-
-def mirror() -> list[Solid]:
-    return [
-        box(-0.34, 0.34, 0, 0.04, 0.95, 2.05, (214, 178, 84),
-            front=[(0.1, 0.9, 0.06, 0.94, (196, 214, 222)), (0.2, 0.34, 0.4, 0.86, (226, 238, 242))]),
-    ]  # fmt: skip
-
-
-def window(day: bool) -> list[Solid]:
-    sky: Rgb = (150, 206, 252) if day else (18, 22, 52)
-    low: Rgb = (120, 178, 104) if day else (12, 16, 34)
-    frame = (246, 246, 242)
-    pane = [(0.05, 0.95, 0.06, 0.94, sky), (0.05, 0.95, 0.06, 0.3, low)]
-    pane.append((0.68, 0.8, 0.68, 0.82, (255, 240, 150)) if day else (0.66, 0.8, 0.68, 0.84, (236, 236, 220)))
-    pane += [(0.48, 0.52, 0.05, 0.95, frame), (0.05, 0.95, 0.5, 0.54, frame)]
-    base = box(-0.6, 0.6, 0, 0.03, 1.0, 2.08, frame)
-    lit = box(-0.6, 0.6, 0, 0.03, 1.0, 2.08, frame, glow=True, front=pane)
-    return [Solid(base.faces + lit.faces[6:], base.low, base.high), box(-0.68, 0.68, 0, 0.04, 0.94, 1.0, frame)]
-
-
-def curtains(c: Rgb, closed: bool) -> list[Solid]:
-    solids = [box(-0.98, 0.98, 0.06, 0.1, 2.16, 2.2, DARK_WOOD)]
-    strips = [(-0.94 + i * 0.188, -0.94 + (i + 1) * 0.188) for i in range(10)]
-    if not closed:
-        strips = strips[:2] + strips[-2:]
-    for i, (a, b) in enumerate(strips):
-        solids.append(box(a, b, 0.04, 0.1 + 0.03 * (i % 2), 0.78, 2.14, c if i % 2 else shade(c, 0.86)))
-    return solids
-
-
-def door_leaf(c: Rgb) -> list[Solid]:
-    panel = shade(c, 0.82)
-    return [
-        box(0, 0.92, 0, 0.05, 0.01, 2.02, c,
-            front=[(0.14, 0.86, 0.08, 0.42, panel), (0.14, 0.86, 0.52, 0.93, panel),
-                   (0.86, 0.95, 0.45, 0.49, (226, 190, 90))]),
-    ]  # fmt: skip
-
-
-def teddy() -> list[Solid]:
-    c, pale = (168, 116, 66), (226, 190, 140)
-    return [
-        box(-0.16, -0.03, 0.19, 0.3, 0.0, 0.13, shade(c, 1.1), front=[(0.2, 0.8, 0.2, 0.8, pale)]),
-        box(0.03, 0.16, 0.19, 0.3, 0.0, 0.13, shade(c, 1.1), front=[(0.2, 0.8, 0.2, 0.8, pale)]),
-        ball(0, 0, 0.19, 0.19, c),
-        ball(0, 0, 0.52, 0.14, c),
-        box(-0.055, 0.055, 0.14, 0.18, 0.44, 0.53, pale, front=[(0.3, 0.7, 0.6, 0.95, (40, 30, 26))]),
-        ball(-0.09, 0, 0.715, 0.055, c),
-        ball(0.09, 0, 0.715, 0.055, c),
-    ]
-
-
-def backpack(c: Rgb) -> list[Solid]:
-    return [
-        box(-0.19, 0.19, -0.13, 0.11, 0, 0.5, c, front=[(0.1, 0.9, 0.7, 0.74, shade(c, 0.5))]),
-        box(-0.14, 0.14, 0.11, 0.19, 0.04, 0.28, shade(c, 0.78), front=[(0.08, 0.92, 0.72, 0.8, shade(c, 0.45))]),
-    ]
-
-
-def laptop() -> list[Solid]:
-    c = (176, 180, 186)
-    return [
-        box(-0.24, 0.24, -0.14, 0.2, 0, 0.03, c, top=(96, 98, 104)),
-        box(-0.24, 0.24, -0.17, -0.14, 0.0, 0.36, c, front=[(0.05, 0.95, 0.12, 0.95, (70, 140, 220))]),
-    ]
-
-
-def vase(c: Rgb) -> list[Solid]:
-    return [
-        cone(0, 0, 0.09, 0.13, 0, 0.14, c, sides=10),
-        cone(0, 0, 0.13, 0.06, 0.14, 0.3, c, sides=10),
-        cone(0, 0, 0.1, 0.19, 0.3, 0.42, (74, 146, 70), sides=7),
-        ball(-0.11, 0, 0.49, 0.07, (240, 90, 120)),
-        ball(0.1, 0.04, 0.51, 0.07, (250, 210, 80)),
-    ]
-
-
-def carton() -> list[Solid]:
-    c = (196, 152, 98)
-    return [box(-0.25, 0.25, -0.2, 0.2, 0, 0.4, c, front=[(0.44, 0.56, 0.0, 1.0, (226, 206, 160))], top=shade(c, 1.15))]
-
-
-def toy_ball(c: Rgb) -> list[Solid]:
-    return [ball(0, 0, 0.21, 0.21, c, band=(250, 250, 246))]
 
 
 # ------------------------------------------------------------------------------------------------ scenes
@@ -600,35 +172,6 @@ def _on_wall(width: float, depth: float, wall: int, along: float, gap: float = 0
     return (right, inward), origin
 
 
-# width along the wall, depth, height of the surface on which things can stand (0: none), its name in an answer
-_SIZES: dict[str, tuple[float, float]] = {
-    "sofa": (2.0, 0.9),
-    "armchair": (1.0, 0.9),
-    "bed": (1.7, 2.0),
-    "desk": (1.46, 0.72),
-    "bookshelf": (1.2, 0.36),
-    "wardrobe": (1.3, 0.6),
-    "cabinet": (1.14, 0.45),
-    "piano": (1.46, 0.66),
-    "tv stand": (1.54, 0.48),
-    "fridge": (0.78, 0.7),
-    "stove": (0.7, 0.66),
-    "counter": (1.46, 0.64),
-    "lamp": (0.6, 0.58),
-    "plant": (0.64, 0.64),
-    "nightstand": (0.52, 0.46),
-    "carton": (0.6, 0.5),
-}
-# local (x, y, z) where a small thing can stand on a piece
-_SURFACES: dict[str, tuple[float, float, float]] = {
-    "sofa": (0.0, 0.64, 0.46),
-    "armchair": (0.0, 0.64, 0.46),
-    "bed": (0.1, 1.3, 0.56),
-    "cabinet": (-0.15, 0.24, 1.1),
-    "desk": (0.42, 0.36, 0.77),
-    "counter": (0.4, 0.32, 0.9),
-    "nightstand": (0.0, 0.22, 0.55),
-}
 _MAINS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {  # always there, and a pool to draw from
     "living room": (("sofa", "tv stand"), ("bookshelf", "cabinet", "piano", "armchair")),
     "bedroom": (("bed", "wardrobe"), ("cabinet", "desk", "bookshelf", "armchair", "tv stand")),
@@ -636,54 +179,6 @@ _MAINS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {  # always there, 
     "office": (("desk", "bookshelf"), ("cabinet", "sofa", "armchair", "piano")),
     "kitchen": (("counter",), ("cabinet", "bookshelf", "armchair", "tv stand")),
 }
-_COLOURED = ("sofa", "armchair", "bed", "desk", "bookshelf", "wardrobe", "cabinet", "piano", "tv stand", "counter",
-             "nightstand")  # fmt: skip
-
-
-def _furniture(name: str, c: Rgb, rng: Draws, state: str) -> list[Solid]:
-    if name == "sofa":
-        return sofa(2.0, c)
-    if name == "armchair":
-        return sofa(1.0, c)
-    if name == "bed":
-        return bed(c)
-    if name == "desk":
-        return desk(c) + monitor()
-    if name == "bookshelf":
-        return bookshelf(c, rng)
-    if name == "wardrobe":
-        return drawers(1.26, 0.58, 2.0, c, 1, 2)
-    if name == "cabinet":
-        return drawers(1.1, 0.43, 1.1, c, 1, 2)
-    if name == "nightstand":
-        return drawers(0.48, 0.42, 0.55, c, 2, 1)
-    if name == "piano":
-        return piano(c)
-    if name == "tv stand":
-        return tv_stand(c)
-    if name == "fridge":
-        return fridge()
-    if name == "stove":
-        return stove()
-    if name == "counter":
-        return counter(c)
-    if name == "lamp":
-        return floor_lamp(state == "on")
-    if name == "plant":
-        return plant(c)
-    raise KeyError(name)
-
-
-def _small(name: str, c: Rgb) -> list[Solid]:
-    makers: dict[str, Callable[[], list[Solid]]] = {
-        "ball": lambda: toy_ball(c),
-        "teddy bear": teddy,
-        "backpack": lambda: backpack(c),
-        "laptop": laptop,
-        "vase": lambda: vase(c),
-        "box": carton,
-    }
-    return makers[name]()
 
 
 def make_scene(seed: int) -> Scene:
@@ -705,7 +200,7 @@ def make_scene(seed: int) -> Scene:
     fixed, pool = _MAINS[kind]
     pool_drawn = _shuffled(rng, pool)
     mains = list(fixed) + pool_drawn[: 4 - len(fixed)]
-    south = next((m for m in reversed(mains) if _SIZES[m][0] <= 1.3 and m not in ("bed", "armchair")), None)
+    south = next((m for m in reversed(mains) if SIZES[m][0] <= 1.3 and m not in ("bed", "armchair")), None)
     others = [m for m in mains if m != south][:3]
     walls: dict[int, list[str]] = {}
     order = _shuffled(rng, (1, 3))
@@ -736,7 +231,7 @@ def make_scene(seed: int) -> Scene:
     things: list[Thing] = []
     lamp_state = "on" if lamp_on else "off"
     door_x = _between(rng, 1.0, 1.4) if rng.random() < 0.5 else width - _between(rng, 1.0, 1.4)
-    reach_of = {name: size[1] for name, size in _SIZES.items()} | {"bed": 0.0, "desk": 1.3}  # a chair at the desk
+    reach_of = {name: size[1] for name, size in SIZES.items()} | {"bed": 0.0, "desk": 1.3}  # a chair at the desk
     north_reach = max([reach_of[n] for n in walls[0]] or [0.0])
     spots: list[tuple[float, float]] = []  # free places of a wall for pictures: (wall, along)
     for side in (0, 1, 2, 3):
@@ -750,22 +245,22 @@ def make_scene(seed: int) -> Scene:
             door_along = width - door_x
             start, stop = (door_along + 1.05, stop) if door_along < width / 2 else (start, door_along - 1.05)
         row = walls[side]
-        while row and sum(_SIZES[n][0] for n in row) + 0.1 * (len(row) - 1) > stop - start:
+        while row and sum(SIZES[n][0] for n in row) + 0.1 * (len(row) - 1) > stop - start:
             row = [n for n in row if n not in ("plant", "lamp")] if row[-1:] != row[:1] and len(row) > 2 else row[:-1]
-        free = stop - start - sum(_SIZES[n][0] for n in row)
+        free = stop - start - sum(SIZES[n][0] for n in row)
         gap = min(0.35, free / (len(row) + 1)) if row else 0.0
         cursor = start + (free - gap * (len(row) - 1)) * _between(rng, 0.3, 0.7)
         if "bed" in row:  # in the middle, so that it stays clear of what stands at the side walls
             gap = 0.1
-            cursor = length / 2 - _SIZES["bed"][0] / 2 - sum(_SIZES[n][0] + gap for n in row[: row.index("bed")])
+            cursor = length / 2 - SIZES["bed"][0] / 2 - sum(SIZES[n][0] + gap for n in row[: row.index("bed")])
         for name in row:
-            along = cursor + _SIZES[name][0] / 2
-            cursor += _SIZES[name][0] + gap
+            along = cursor + SIZES[name][0] / 2
+            cursor += SIZES[name][0] + gap
             axes, origin = _on_wall(width, depth, side, along, OFF_WALL)
             state = lamp_state if name == "lamp" else ""
-            colour = paint(name) if name in _COLOURED else ""
+            colour = paint(name) if name in COLOURED else ""
             rgb = COLOURS[colour] if colour else (184, 104, 70)
-            solids = _furniture(name, rgb, rng, state)
+            solids = furniture(name, rgb, rng, state == "on")
             things.append(Thing(name, tuple(solids), axes, origin, colour, state, "", side, along))
             if name == "tv stand":
                 tv_state = "on" if tv_on else "off"
@@ -814,8 +309,8 @@ def make_scene(seed: int) -> Scene:
     bands: list[tuple[int, float, float]] = []
     for side in (0, 1, 3):
         length = width if side in (0, 2) else depth
-        taken = sorted((t.along - _SIZES[t.name][0] / 2 - 0.05, t.along + _SIZES[t.name][0] / 2 + 0.05)
-                       for t in things if t.wall == side and t.name in tall and t.name in _SIZES)  # fmt: skip
+        taken = sorted((t.along - SIZES[t.name][0] / 2 - 0.05, t.along + SIZES[t.name][0] / 2 + 0.05)
+                       for t in things if t.wall == side and t.name in tall and t.name in SIZES)  # fmt: skip
         cursor = 0.3
         for low, high in [*taken, (length - 0.3, length)]:
             if low - cursor > 0:
@@ -849,7 +344,7 @@ def make_scene(seed: int) -> Scene:
         things.append(Thing("door", leaf, leaf_axes, (door_x + 0.46, -0.06, 0.0), door_colour, "closed", "", 2))
 
     # two small things, on a piece or on the floor
-    holders = [t for t in things if t.name in _SURFACES]
+    holders = [t for t in things if t.name in SURFACES]
     holders += [t for t in things if t.name == "table"]
     items = _shuffled(rng, ("ball", "teddy bear", "backpack", "laptop", "vase", "box"))[:2]
     places: list[Thing | None] = _shuffled(rng, holders)[:2]
@@ -857,7 +352,7 @@ def make_scene(seed: int) -> Scene:
         places = [None, *places]
     for item, holder in zip(items, places, strict=False):
         colour = paint(item) if item in ("ball", "backpack", "vase") else ""
-        solids = tuple(_small(item, COLOURS[colour or "white"]))
+        solids = tuple(small_thing(item, COLOURS[colour or "white"]))
         if holder is None:
             rug_thing = next((t for t in things if t.name == "rug"), None)
             at = (cx + _between(rng, -0.4, 0.4), 1.0, 0.0)
@@ -866,7 +361,7 @@ def make_scene(seed: int) -> Scene:
                 at = (cx + aside, rug_thing.origin[1], 0.014)
             things.append(Thing(item, solids, still, at, colour, "", "on the rug" if rug_thing else "on the floor"))
             continue
-        x, y, z = _SURFACES.get(holder.name, (0.0, 0.0, 0.0))
+        x, y, z = SURFACES.get(holder.name, (0.0, 0.0, 0.0))
         if holder.name == "table":
             z = holder.solids[-1].high[2] + holder.origin[2]
         (ax, ay), (bx, by) = holder.axes
@@ -876,9 +371,10 @@ def make_scene(seed: int) -> Scene:
     next_room = _pick(rng, [name for name in ("bathroom", "kitchen", "bedroom") if name != kind])
     pieces = {"bathroom": ("bathtub",), "kitchen": ("stove", "fridge"), "bedroom": ("bed",)}[next_room]
     for i, piece in enumerate(pieces):
-        solids = bathtub() if piece == "bathtub" else bed((196, 60, 60)) if piece == "bed" else _furniture(piece, WOOD, rng, "")
+        solids = furniture(piece, (196, 60, 60), rng, False)
         x = door_x - (0.4 if len(pieces) > 1 else 0.0) + 0.85 * i
-        things.append(Thing(f"{piece} next door", tuple(solids), ((-1.0, 0.0), (0.0, 1.0)), (x, -3.1, 0.0), "", "", "", -2))
+        at = (x, -3.1, 0.0)
+        things.append(Thing(f"{piece} next door", tuple(solids), ((-1.0, 0.0), (0.0, 1.0)), at, wall=-2))
     return Scene(seed, kind, width, depth, wall_colour, floor_material, floor_colour, day, door_x, door_open, next_room,
                  tuple(things))  # fmt: skip
 
@@ -1037,9 +533,10 @@ def _mesh(scene: Scene) -> _Mesh:
     shells: tuple[list[int], list[int]] = ([], [])
     groups: tuple[list[Any], list[Any]] = ([], [])
     next_door: list[int] = []
-    for room in ([0, 1] if scene.door_open else [1]):
+    for room in [0, 1] if scene.door_open else [1]:
         for face, name in _shell_faces(scene, room == 0):
-            index = add(np.array(face.corners, float), np.array(face.normal, float), face, names.index(name) if room else 0)
+            corners, normal = np.array(face.corners, float), np.array(face.normal, float)
+            index = add(corners, normal, face, names.index(name) if room else 0)
             shells[room].append(index)
             if room == 0:
                 next_door.append(index)
@@ -1057,7 +554,8 @@ def _mesh(scene: Scene) -> _Mesh:
         for solid in thing.solids:
             part = []
             for face in solid.faces:
-                part.append(add(_place(thing, np.array(face.corners, float)), np.array(face.normal, float) @ turn, face, ident))
+                corners, normal = np.array(face.corners, float), np.array(face.normal, float)
+                part.append(add(_place(thing, corners), normal @ turn, face, ident))
                 if room == 0:
                     next_door.append(part[-1])
             parts.append(part)
@@ -1193,7 +691,8 @@ def _draw(scene: Scene, t: float, width: int, height: int, paints: Sequence[Any]
     outside = ((high < 0) | (low > np.array([width, height]))).any(1) & ~near
     drawn = (mesh.normals @ eye > mesh.offsets + 1e-9) & ~gone & ~outside
     fixed = np.rint(flat * one).astype(np.int32)
-    canvas = np.zeros((height, width, 3) if paints is None else (height, width), np.uint8)
+    flat_paint = paints is not None and isinstance(paints[0], int)
+    canvas = np.zeros((height, width) if flat_paint else (height, width, 3), np.uint8)
     colours = mesh.rgb if paints is None else paints
     starts = mesh.starts
 
@@ -1220,6 +719,9 @@ def _draw(scene: Scene, t: float, width: int, height: int, paints: Sequence[Any]
     return canvas
 
 
+_DARKER = (np.arange(256) * 27 >> 5).astype(np.uint8)  # 27/32: two rings make a soft shadow
+
+
 def _darken(canvas: np.ndarray, polygon: np.ndarray) -> None:
     if len(polygon) < 3:
         return
@@ -1231,8 +733,7 @@ def _darken(canvas: np.ndarray, polygon: np.ndarray) -> None:
     part = canvas[low[1] : high[1], low[0] : high[0]]
     mask = np.zeros(part.shape[:2], np.uint8)
     cv2.fillConvexPoly(mask, polygon - (low << SUBPIXEL_BITS).astype(np.int32), 1, cv2.LINE_8, SUBPIXEL_BITS)
-    inside = mask > 0
-    part[inside] = (part[inside].astype(np.uint16) * 27 >> 5).astype(np.uint8)  # 27/32: soft, two rings deep
+    cv2.copyTo(cv2.LUT(part, _DARKER), mask, part)
 
 
 def render_frame(scene: Scene, t: float, size: tuple[int, int]) -> np.ndarray:
@@ -1245,9 +746,31 @@ def render_frame(scene: Scene, t: float, size: tuple[int, int]) -> np.ndarray:
         (height, width, 3) uint8 RGB.
     """
     width, height = size
-    big = _draw(scene, t, width * SUPERSAMPLE, height * SUPERSAMPLE, None)
-    four = big.reshape(height, SUPERSAMPLE, width, SUPERSAMPLE, 3).astype(np.uint16).sum(axis=(1, 3))
-    return ((four + 2) >> 2).astype(np.uint8)
+    big = _draw(scene, t, width * 2, height * 2, None)
+    tall = big[0::2].astype(np.uint16) + big[1::2]  # integer means: the same on every processor
+    return ((tall[:, 0::2] + tall[:, 1::2] + 2) >> 2).astype(np.uint8)
+
+
+def render_depth(scene: Scene, t: float, size: tuple[int, int]) -> np.ndarray:
+    """Distance along the line of sight's axis, as a depth camera gives it.
+
+    Returns:
+        (height, width) uint16 in millimetres; 0 where nothing is.
+    """
+    width, height = size
+    mesh = _mesh(scene)
+    count = len(mesh.normals)
+    codes = [((i + 1) & 255, (i + 1) >> 8, 0) for i in range(count)]
+    face = _draw(scene, t, width, height, codes)
+    index = face[:, :, 0].astype(np.int32) + (face[:, :, 1].astype(np.int32) << 8) - 1
+    eye, look = camera(scene, t)
+    focal = width / 2 / HALF_FOV
+    u, v = np.meshgrid((np.arange(width) + 0.5 - width / 2) / focal, (np.arange(height) + 0.5 - height / 2) / focal)
+    rays = np.stack([u, v, np.ones_like(u)], axis=2) @ look  # one metre forward each
+    along = np.einsum("hwi,hwi->hw", mesh.normals[index], rays)
+    plane = (mesh.offsets - mesh.normals @ eye)[index]
+    away = np.where(np.abs(along) > 1e-9, plane / np.where(np.abs(along) > 1e-9, along, 1.0), 0.0)
+    return np.where(index >= 0, np.clip(np.rint(away * 1000), 0, 65535), 0).astype(np.uint16)
 
 
 def frame_times(count: int) -> list[float]:
@@ -1281,10 +804,6 @@ def _ask(question: str, answer: str, *extra: str) -> Draft:
     return {"question": question, "answer": answer, "extra": list(extra)}
 
 
-def _the(name: str) -> str:
-    return "the chairs" if name == "chairs" else f"the {name}"
-
-
 def _weighted(rng: Draws, pools: Sequence[tuple[float, list[Draft]]]) -> Draft | None:
     """One draft: first a pool by weight among those that are not empty, then any of its drafts."""
     full = [(weight, pool) for weight, pool in pools if pool]
@@ -1300,7 +819,8 @@ def _neighbours(scene: Scene) -> list[tuple[Thing, Thing]]:
     """Pairs of furniture that stand side by side at one wall: (left, right) for someone who faces it."""
     pairs = []
     for wall in (0, 1, 3):
-        row = sorted((t for t in scene.things if t.wall == wall and t.name in _SIZES), key=lambda t: t.along)
+        standing = [t for t in scene.things if t.wall == wall and (t.name in SIZES or t.name == "TV")]
+        row = sorted((t for t in standing if t.name != "tv stand"), key=lambda t: t.along)  # the TV names both
         pairs.extend(zip(row, row[1:], strict=False))
     return pairs
 
@@ -1315,7 +835,7 @@ def _draft_pools(scene: Scene) -> dict[str, list[tuple[float, list[Draft]]]]:
     unique = {t.name: t for t in scene.things if t.wall != -2}
     chairs = [t for t in scene.things if t.name == "chair"]
     coloured = [t for t in unique.values() if t.colour and seen(t.name)]
-    colours = [t.colour for t in coloured]
+    colours = [t.colour for t in unique.values()] + (["white"] if "fridge" in unique else [])
     big = [t for t in coloured if share[t.name] >= 0.03]
     pools: dict[str, list[tuple[float, list[Draft]]]] = {name: [] for name in CATEGORIES}
 
@@ -1337,11 +857,10 @@ def _draft_pools(scene: Scene) -> dict[str, list[tuple[float, list[Draft]]]]:
     ]
 
     # object recognition: what has this colour, what stands on what
-    furniture = [t for t in coloured if t.name in (*_COLOURED, "table", "rug", "curtains") and colours.count(t.colour) == 1]
+    pieces = [t for t in coloured if t.name in (*COLOURED, "table") and colours.count(t.colour) == 1]
     resting = [t for t in unique.values() if t.place.startswith("on the ") and t.name in _ITEMS and seen(t.name, 0.006)]
     wall_pieces = [t for t in unique.values() if t.place == "on the wall" and seen(t.name, 0.006)]
-    named = [_ask(f"What is the {t.colour} piece of furniture?", t.name) for t in furniture
-             if t.name not in ("rug", "curtains")]  # fmt: skip
+    named = [_ask(f"What is the {t.colour} piece of furniture?", t.name) for t in pieces]
     pools["object recognition"] = [
         (3.0, named),
         (1.5, [_ask(f"What is {t.place}?", t.name) for t in resting if t.place != "on the floor"]),
@@ -1362,7 +881,8 @@ def _draft_pools(scene: Scene) -> dict[str, list[tuple[float, list[Draft]]]]:
         if t.place not in ("on the floor", "on the rug"):
             over.append(_ask(f"What is the {t.name} standing on?", t.place.removeprefix("on the ")))
     across: list[Draft] = []
-    mains = [t for t in unique.values() if t.wall in (0, 1, 3) and t.name in _SIZES and seen(t.name, 0.02)]
+    large = [name for name in (*COLOURED, "TV", "fridge") if name not in ("tv stand", "nightstand")]
+    mains = [t for t in unique.values() if t.wall in (0, 1, 3) and t.name in large and seen(t.name, 0.02)]
     for a, b in ((1, 3), (3, 1)):
         here, there = [t for t in mains if t.wall == a], [t for t in mains if t.wall == b]
         if len(there) == 1:
@@ -1405,7 +925,7 @@ def _draft_pools(scene: Scene) -> dict[str, list[tuple[float, list[Draft]]]]:
     if len(seats) == 1:
         plain = seats[0]
         use.append(_ask("I want to sit down. What color is the seat?", plain.colour))
-    sit = [_ask("Where can I sit down?", f"on the {seats[0].name}")] if len(seats) == 1 else []
+    sit = [_ask("Where can I sit down?", f"on the {seats[0].name}")] if len(seats) == 1 and not chairs else []
     lie = "bed" if "bed" in unique else "sofa" if "sofa" in unique else ""
     if lie and seen(lie):
         sit.append(_ask("Where can I lie down?", f"on the {lie}"))
@@ -1435,7 +955,7 @@ def _draft_pools(scene: Scene) -> dict[str, list[tuple[float, list[Draft]]]]:
     next_to: list[Draft] = []
     for left, right in _neighbours(scene):
         for t, other, side in ((left, right, "left"), (right, left, "right")):
-            if t.name in ("lamp", "plant", "nightstand") and seen(t.name, 0.006) and seen(other.name):
+            if t.name in ("lamp", "plant", "nightstand") and other.name in _LANDMARKS and seen(t.name, 0.006):
                 rivals = sum(1 for pair in _neighbours(scene) if t in pair)
                 if rivals == 1:
                     next_to.append(_ask(f"Where is the {t.name}?", f"next to the {other.name}", f"by the {other.name}",
@@ -1447,19 +967,21 @@ def _draft_pools(scene: Scene) -> dict[str, list[tuple[float, list[Draft]]]]:
     return pools
 
 
+_LANDMARKS = ("sofa", "bed", "TV", "bookshelf", "desk", "piano")
 _ITEMS = ("ball", "teddy bear", "backpack", "laptop", "vase", "box")
 # what follows the first question of each category: colours lead
 _MORE = ("attribute recognition", "attribute recognition", "object state recognition", "object localization",
          "attribute recognition", "object recognition", "spatial understanding", "functional reasoning")  # fmt: skip
 
 
-def make_questions(scene: Scene, count: int, rng: Draws) -> list[dict[str, Any]]:
+def make_questions(scene: Scene, count: int, rng: Draws, avoid: Collection[str] = ()) -> list[dict[str, Any]]:
     """Questions whose answers are known from the scene.
 
     Args:
         count: how many, >= 1; the first seven cover the seven categories, then colours lead. Fewer come back only
             where the scene has no more to ask.
         rng: random source with `.random()`; equal states give equal questions.
+        avoid: question texts that were asked before; taken only where a category has no other.
     Returns:
         dicts with question, answer, category and, on object localization questions only, extra_answers (4 strings).
         No question text occurs twice.
@@ -1470,7 +992,8 @@ def make_questions(scene: Scene, count: int, rng: Draws) -> list[dict[str, Any]]
 
     def add(category: str) -> None:
         left = [(w, [d for d in pool if d["question"] not in asked]) for w, pool in pools[category]]
-        draft = _weighted(rng, left)
+        fresh = [(w, [d for d in pool if d["question"] not in avoid]) for w, pool in left]
+        draft = _weighted(rng, fresh) or _weighted(rng, left)
         if draft is None:
             return
         asked.add(draft["question"])

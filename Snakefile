@@ -1,0 +1,28 @@
+# Raw Open-EQA episodes -> 8-frame folders -> LLaMA-Factory data -> QLoRA adapter -> predictions -> metrics -> merged
+# model -> Ollama / LMDeploy. This file loads and checks the recipe, includes the rules and names the targets.
+from snakemake.utils import min_version
+
+min_version("9.27.1")
+
+
+configfile: "config/config.yaml"
+
+
+include: "rules/common.smk"
+include: "rules/provenance.smk"
+include: "rules/data.smk"
+include: "rules/train.smk"
+include: "rules/evaluate.smk"
+include: "rules/deliver.smk"
+include: "rules/report.smk"
+
+
+localrules:
+    all,
+    envs,
+
+
+rule all:
+    default_target: True
+    input:
+        ARTIFACTS,

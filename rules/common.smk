@@ -1,0 +1,63 @@
+# What every rule file shares: wildcards, canonical parameters, code inputs, the list of artifacts.
+import os
+import sys
+from glob import glob
+from pathlib import Path
+
+if workflow.basedir not in sys.path:
+    sys.path.insert(0, workflow.basedir)
+
+from scripts.lib.config import canonical_json, check_config, select
+from scripts.lib.errors import EqaError
+from scripts.lib.imports import code_files
+from scripts.lib.sources import source_fingerprint
+
+ROOT = Path(workflow.basedir)
+UV = "uv run --frozen --no-sync" if os.environ.get("EQA_NO_SYNC") else "uv run --frozen"
+
+
+try:
+    check_config(config, ROOT)
+except EqaError as error:
+    # one line and out: a traceback through Snakemake's parser would bury it
+    print(error, file=sys.stderr)
+    sys.exit(2)
+
+
+wildcard_constraints:
+    shard="[0-9]{4}",
+    split="train|val|test",
+    model="base|tuned|blind|majority",
+    server="ollama|lmdeploy|llamacpp",
+
+
+def canonical(*keys):
+    """The part of the config that a rule depends on, as one canonical JSON string (Snakemake compares params as a set)."""
+    return canonical_json(select(config, keys))
+
+
+def code(script):
+    """The script and every project module that it imports, as inputs: their content decides, not their age."""
+    return list(code_files(f"scripts.{script}", ROOT))
+
+
+def adapter_of(model):
+    """The adapter's manifest for the tuned model; nothing for the others."""
+    return "results/adapter/manifest.json" if model == "tuned" else []
+
+
+def source_listing():
+    """Fingerprint of the user's data folder; what was recorded where the folder is not on this machine."""
+    return source_fingerprint(config["data"]["source"], ROOT / "data/raw/openeqa/source.json")
+
+
+# Prepares every environment beforehand: on a login node, or to build an image. No artifact depends on it.
+rule envs:
+    input:
+        locks=["uv.lock", *[f"envs/{name}/uv.lock" for name in sorted(os.listdir("envs"))]],
+    log:
+        "logs/envs.log",
+    shell:
+        """
+        for lock in {input.locks:q}; do uv sync --frozen --project "$(dirname "$lock")"; done > {log:q} 2>&1
+        """

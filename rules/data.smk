@@ -1,0 +1,224 @@
+# Raw data -> index -> split -> frames -> LLaMA-Factory data; and the base model, whose processor counts the tokens.
+SHARDS = [f"{shard:04d}" for shard in range(config["frames"]["shards"])]
+
+
+rule make_demo_episodes:
+    # Rendered rooms with questions in Open-EQA's own layout.
+    input:
+        code=code("make_demo_episodes"),
+        lock="uv.lock",
+    output:
+        questions="data/raw/demo/questions.json",
+        manifest="data/raw/demo/manifest.json",
+    params:
+        config=canonical("data.demo_episodes", "data.demo_seed"),
+    log:
+        "logs/make_demo_episodes.log",
+    benchmark:
+        "benchmarks/make_demo_episodes.tsv"
+    shell:
+        """
+        {UV} python -m scripts.make_demo_episodes \
+            --config {params.config:q} --output-dir data/raw/demo > {log:q} 2>&1
+        """
+
+
+rule fetch_questions:
+    # The user's question file, or Open-EQA's at its pinned commit.
+    input:
+        code=code("fetch_questions"),
+        lock="uv.lock",
+    output:
+        "data/raw/openeqa/questions.json",
+    params:
+        config=canonical("data.source", "data.questions"),
+    log:
+        "logs/fetch_questions.log",
+    shell:
+        """
+        {UV} python -m scripts.fetch_questions \
+            --config {params.config:q} --output {output:q} > {log:q} 2>&1
+        """
+
+
+rule list_source:
+    # What the user's folder holds for the questions' episodes: relative paths, kinds and sizes. Reads no pixels.
+    input:
+        code=code("list_source"),
+        lock="uv.lock",
+        questions="data/raw/openeqa/questions.json",
+    output:
+        "data/raw/openeqa/source.json",
+    params:
+        config=canonical("data.source"),
+        listing=source_listing(),
+    log:
+        "logs/list_source.log",
+    shell:
+        """
+        {UV} python -m scripts.list_source \
+            --questions {input.questions:q} --config {params.config:q} --output {output:q} > {log:q} 2>&1
+        """
+
+
+rule index_episodes:
+    # One record an episode (kind, frames, size, space, status) and the checked questions of all sources.
+    input:
+        code=code("index_episodes"),
+        lock="uv.lock",
+        demo_questions="data/raw/demo/questions.json",
+        demo_manifest="data/raw/demo/manifest.json",
+        questions="data/raw/openeqa/questions.json",
+        source="data/raw/openeqa/source.json",
+    output:
+        episodes="results/index/episodes.json",
+        questions="results/index/questions.json",
+    params:
+        config=canonical("data.source", "data.require", "frames.count", "frames.short"),
+    log:
+        "logs/index_episodes.log",
+    shell:
+        """
+        {UV} python -m scripts.index_episodes \
+            --demo-questions {input.demo_questions:q} --demo-manifest {input.demo_manifest:q} \
+            --questions {input.questions:q} --source {input.source:q} --config {params.config:q} \
+            --episodes {output.episodes:q} --output-questions {output.questions:q} > {log:q} 2>&1
+        """
+
+
+rule split_questions:
+    # train/val/test by space, with a leakage report.
+    input:
+        code=code("split_questions"),
+        lock="uv.lock",
+        episodes="results/index/episodes.json",
+        questions="results/index/questions.json",
+        file=config["split"]["file"] or [],
+    output:
+        "results/split/split.json",
+    params:
+        config=canonical("split"),
+    log:
+        "logs/split_questions.log",
+    shell:
+        """
+        {UV} python -m scripts.split_questions \
+            --episodes {input.episodes:q} --questions {input.questions:q} --config {params.config:q} \
+            --output {output:q} > {log:q} 2>&1
+        """
+
+
+rule sample_frames:
+    # The wanted frames of each episode of a shard, at the model's own size. Each episode once, not once a question.
+    input:
+        code=code("sample_frames"),
+        lock="uv.lock",
+        episodes="results/index/episodes.json",
+    output:
+        "results/frames/shards/{shard}.json",
+    params:
+        config=canonical("data.source", "frames", "vision"),
+    log:
+        "logs/sample_frames/{shard}.log",
+    benchmark:
+        "benchmarks/sample_frames/{shard}.tsv"
+    shell:
+        """
+        {UV} python -m scripts.sample_frames \
+            --episodes {input.episodes:q} --shard {wildcards.shard:q} --config {params.config:q} \
+            --frames-dir results/frames --output {output:q} > {log:q} 2>&1
+        """
+
+
+rule join_frames:
+    # One manifest over all shards: the edge to everything that reads pictures.
+    input:
+        code=code("join_frames"),
+        lock="uv.lock",
+        shards=expand("results/frames/shards/{shard}.json", shard=SHARDS),
+    output:
+        "results/frames/manifest.json",
+    log:
+        "logs/join_frames.log",
+    shell:
+        """
+        {UV} python -m scripts.join_frames \
+            --shards {input.shards:q} --frames-dir results/frames --output {output:q} > {log:q} 2>&1
+        """
+
+
+if config["model"]["source"] == "demo":
+
+    rule make_demo_model:
+        # A seeded tiny Qwen3-VL with its own tokenizer and processor, trained a little on rooms of other seeds.
+        input:
+            code=code("make_demo_model"),
+            lock="envs/train/uv.lock",
+            prompt="config/prompts/short_answer.txt",
+        output:
+            "models/base/manifest.json",
+        params:
+            config=canonical("model.demo_seed", "model.demo_steps", "frames.count", "vision"),
+        threads: 2
+        resources:
+            mem_mb=2500,
+        log:
+            "logs/make_demo_model.log",
+        benchmark:
+            "benchmarks/make_demo_model.tsv"
+        shell:
+            """
+            {UV} --project envs/train python -m scripts.make_demo_model \
+                --prompt {input.prompt:q} --config {params.config:q} --output-dir models/base > {log:q} 2>&1
+            """
+
+else:
+
+    rule fetch_base_model:
+        # The pinned revision; every file checked against config/models.lock.json.
+        input:
+            code=code("fetch_base_model"),
+            lock="uv.lock",
+            pins="config/models.lock.json",
+        output:
+            "models/base/manifest.json",
+        params:
+            config=canonical("model.source", "model.name", "model.path"),
+        log:
+            "logs/fetch_base_model.log",
+        shell:
+            """
+            {UV} python -m scripts.fetch_base_model \
+                --pins {input.pins:q} --config {params.config:q} --output-dir models/base > {log:q} 2>&1
+            """
+
+
+rule build_sft:
+    # LLaMA-Factory sharegpt files; every sample's tokens counted with the base model's own processor.
+    input:
+        code=code("build_sft"),
+        lock="envs/train/uv.lock",
+        questions="results/index/questions.json",
+        split="results/split/split.json",
+        frames="results/frames/manifest.json",
+        base="models/base/manifest.json",
+        prompt="config/prompts/short_answer.txt",
+    output:
+        info="results/sft/dataset_info.json",
+        train="results/sft/train.json",
+        val="results/sft/val.json",
+        test="results/sft/test.json",
+        budget="results/sft/token_budget.json",
+    params:
+        config=canonical("data.conversation", "frames.count", "vision", "train.cutoff_len", "train.template", "train.seed", "predict.max_new_tokens"),
+    resources:
+        mem_mb=1500,
+    log:
+        "logs/build_sft.log",
+    shell:
+        """
+        {UV} --project envs/train python -m scripts.build_sft \
+            --questions {input.questions:q} --split {input.split:q} --frames {input.frames:q} \
+            --base {input.base:q} --prompt {input.prompt:q} --config {params.config:q} \
+            --output-dir results/sft > {log:q} 2>&1
+        """

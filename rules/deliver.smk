@@ -1,0 +1,170 @@
+# Merge, proof of the merge, GGUF, Ollama, LMDeploy.
+rule merge_adapter:
+    # LLaMA-Factory export on the unquantized base, mended so that Ollama, llama.cpp and transformers all read it.
+    input:
+        code=code("merge_adapter"),
+        lock="envs/train/uv.lock",
+        base="models/base/manifest.json",
+        adapter="results/adapter/manifest.json",
+    output:
+        "results/merged/manifest.json",
+    params:
+        config=canonical("merge.dtype", "merge.shard_gb", "train.template"),
+    threads: 2
+    resources:
+        mem_mb=3500,
+    log:
+        "logs/merge_adapter.log",
+    benchmark:
+        "benchmarks/merge_adapter.tsv"
+    shell:
+        """
+        {UV} --project envs/train python -m scripts.merge_adapter \
+            --base {input.base:q} --adapter {input.adapter:q} --config {params.config:q} \
+            --work-dir work/merge --output-dir results/merged > {log:q} 2>&1
+        """
+
+
+rule verify_merge:
+    # Largest logit difference and share of identical greedy answers, adapter against merged; fails over tolerance.
+    input:
+        code=code("verify_merge"),
+        lock="envs/train/uv.lock",
+        base="models/base/manifest.json",
+        adapter="results/adapter/manifest.json",
+        merged="results/merged/manifest.json",
+        test="results/sft/test.json",
+        frames="results/frames/manifest.json",
+    output:
+        "results/merged/verify.json",
+    params:
+        config=canonical("merge.dtype", "merge.tolerance", "merge.sample", "vision", "predict.max_new_tokens"),
+    threads: 2
+    resources:
+        gpu=1,
+        mem_mb=2500,
+    log:
+        "logs/verify_merge.log",
+    shell:
+        """
+        {UV} --project envs/train python -m scripts.verify_merge \
+            --base {input.base:q} --adapter {input.adapter:q} --merged {input.merged:q} --test {input.test:q} \
+            --config {params.config:q} --output {output:q} > {log:q} 2>&1
+        """
+
+
+rule export_gguf:
+    # f16 GGUF and its vision projector by llama.cpp's converter, q8_0 and q4_K_M where a quantizer is there.
+    input:
+        code=code("export_gguf"),
+        lock="envs/gguf/uv.lock",
+        merged="results/merged/manifest.json",
+        verify="results/merged/verify.json",
+    output:
+        "results/gguf/manifest.json",
+    params:
+        config=canonical("deliver.gguf"),
+    threads: 2
+    resources:
+        mem_mb=2500,
+    log:
+        "logs/export_gguf.log",
+    benchmark:
+        "benchmarks/export_gguf.tsv"
+    shell:
+        """
+        {UV} --project envs/gguf python -m scripts.export_gguf \
+            --merged {input.merged:q} --config {params.config:q} --output-dir results/gguf > {log:q} 2>&1
+        """
+
+
+rule prepare_ollama:
+    # A Modelfile that fits the merged model and the token budget.
+    input:
+        code=code("prepare_ollama"),
+        lock="uv.lock",
+        merged="results/merged/manifest.json",
+        verify="results/merged/verify.json",
+        budget="results/sft/token_budget.json",
+    output:
+        "results/ollama/Modelfile",
+    params:
+        config=canonical("predict.max_new_tokens", "predict.decoding", "vision", "frames.count"),
+    log:
+        "logs/prepare_ollama.log",
+    shell:
+        """
+        {UV} python -m scripts.prepare_ollama \
+            --merged {input.merged:q} --budget {input.budget:q} --config {params.config:q} \
+            --output {output:q} > {log:q} 2>&1
+        """
+
+
+rule import_ollama:
+    # Creates the model on a running server and asks it one test question; a switched-off record unless deliver.ollama.
+    input:
+        code=code("import_ollama"),
+        lock="uv.lock",
+        merged="results/merged/manifest.json",
+        modelfile="results/ollama/Modelfile",
+        gguf="results/gguf/manifest.json",
+        test="results/sft/test.json",
+    output:
+        "results/ollama/import.json",
+    params:
+        config=canonical("deliver.ollama", "serve.model_name", "serve.ollama_quantize", "predict.max_new_tokens"),
+    log:
+        "logs/import_ollama.log",
+    shell:
+        """
+        {UV} python -m scripts.import_ollama \
+            --merged {input.merged:q} --modelfile {input.modelfile:q} --gguf {input.gguf:q} --test {input.test:q} \
+            --config {params.config:q} --output {output:q} > {log:q} 2>&1
+        """
+
+
+rule bench_lmdeploy:
+    # The tutorial's offline test made honest: batch sizes, percentiles, memory. CUDA only.
+    input:
+        code=code("bench_lmdeploy"),
+        lock="envs/serve/uv.lock" if config["deliver"]["lmdeploy"] else "uv.lock",
+        merged="results/merged/manifest.json",
+        verify="results/merged/verify.json",
+        test="results/sft/test.json",
+        budget="results/sft/token_budget.json",
+    output:
+        "results/serve/lmdeploy.json",
+    params:
+        config=canonical("deliver.lmdeploy", "serve", "vision"),
+        env="envs/serve" if config["deliver"]["lmdeploy"] else ".",
+    resources:
+        gpu=1 if config["deliver"]["lmdeploy"] else 0,
+    log:
+        "logs/bench_lmdeploy.log",
+    shell:
+        """
+        {UV} --project {params.env:q} python -m scripts.bench_lmdeploy \
+            --merged {input.merged:q} --test {input.test:q} --budget {input.budget:q} \
+            --config {params.config:q} --output {output:q} > {log:q} 2>&1
+        """
+
+
+rule check_serving:
+    # 20 test questions to whatever is served, against results/predictions/tuned.jsonl. Asked for by name.
+    input:
+        code=code("check_serving"),
+        lock="uv.lock",
+        test="results/sft/test.json",
+        predictions="results/predictions/tuned.jsonl",
+    output:
+        "results/serve/check_{server}.json",
+    params:
+        config=canonical("serve", "predict"),
+    log:
+        "logs/check_serving/{server}.log",
+    shell:
+        """
+        {UV} python -m scripts.check_serving \
+            --server {wildcards.server:q} --test {input.test:q} --predictions {input.predictions:q} \
+            --config {params.config:q} --output {output:q} > {log:q} 2>&1
+        """

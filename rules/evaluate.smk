@@ -1,0 +1,150 @@
+# Predictions, metrics, comparison.
+MODELS = ["base", "tuned", "blind", "majority"]
+PREDICT_ENVS = {"transformers": "envs/train", "llamafactory": "envs/train", "lmdeploy": "envs/serve", "openai": "."}
+PREDICT_ENV = PREDICT_ENVS[config["predict"]["engine"]]
+
+
+rule predict:
+    # Answers of one model to every test question, joined by question_id, on the unquantized base.
+    input:
+        code=code("predict"),
+        lock=f"{PREDICT_ENV}/uv.lock".removeprefix("./"),
+        test="results/sft/test.json",
+        frames="results/frames/manifest.json",
+        base="models/base/manifest.json",
+        adapter=lambda wildcards: adapter_of(wildcards.model),
+    output:
+        predictions="results/predictions/{model}.jsonl",
+        facts="results/predictions/{model}.meta.json",
+    params:
+        config=canonical("predict", "vision", "train.template", "train.cutoff_len"),
+        adapter=lambda wildcards, input: f"--adapter {input.adapter}" if input.adapter else "",
+        env=PREDICT_ENV,
+    wildcard_constraints:
+        model="base|tuned|blind",
+    threads: 2
+    resources:
+        gpu=1,
+        mem_mb=2500,
+    log:
+        "logs/predict/{model}.log",
+    benchmark:
+        "benchmarks/predict/{model}.tsv"
+    shell:
+        """
+        {UV} --project {params.env:q} python -m scripts.predict \
+            --model {wildcards.model:q} --test {input.test:q} --base {input.base:q} {params.adapter} \
+            --config {params.config:q} --work-dir work/predict --output {output.predictions:q} \
+            --meta {output.facts:q} > {log:q} 2>&1
+        """
+
+
+rule predict_majority:
+    # The most common training answer of each question's category: what can be had without looking.
+    input:
+        code=code("predict_majority"),
+        lock="uv.lock",
+        questions="results/index/questions.json",
+        split="results/split/split.json",
+    output:
+        predictions="results/predictions/majority.jsonl",
+        facts="results/predictions/majority.meta.json",
+    log:
+        "logs/predict_majority.log",
+    shell:
+        """
+        {UV} python -m scripts.predict_majority \
+            --questions {input.questions:q} --split {input.split:q} \
+            --output {output.predictions:q} --meta {output.facts:q} > {log:q} 2>&1
+        """
+
+
+rule score:
+    # Each answer against all accepted answers; overall, by category, by source; intervals over spaces.
+    input:
+        code=code("score"),
+        lock="uv.lock",
+        predictions="results/predictions/{model}.jsonl",
+        facts="results/predictions/{model}.meta.json",
+        questions="results/index/questions.json",
+        split="results/split/split.json",
+    output:
+        metrics="results/metrics/{model}.json",
+        rows="results/metrics/{model}.questions.jsonl",
+    params:
+        config=canonical("score"),
+    log:
+        "logs/score/{model}.log",
+    shell:
+        """
+        {UV} python -m scripts.score \
+            --model {wildcards.model:q} --predictions {input.predictions:q} --meta {input.facts:q} \
+            --questions {input.questions:q} --split {input.split:q} --config {params.config:q} \
+            --output {output.metrics:q} --rows {output.rows:q} > {log:q} 2>&1
+        """
+
+
+rule judge_answers:
+    # LLM-Match, Open-EQA's own protocol; a switched-off record unless deliver.llm_match.
+    input:
+        code=code("judge_answers"),
+        lock="uv.lock",
+        predictions="results/predictions/{model}.jsonl",
+        questions="results/index/questions.json",
+        split="results/split/split.json",
+    output:
+        "results/metrics/llm_match_{model}.json",
+    params:
+        config=canonical("judge", "score", "deliver.llm_match", "data.source"),
+    wildcard_constraints:
+        model="base|tuned",
+    log:
+        "logs/judge_answers/{model}.log",
+    shell:
+        """
+        {UV} python -m scripts.judge_answers \
+            --model {wildcards.model:q} --predictions {input.predictions:q} --questions {input.questions:q} \
+            --split {input.split:q} --config {params.config:q} --work-dir work/judge --output {output:q} > {log:q} 2>&1
+        """
+
+
+rule export_openeqa:
+    # The official results format, for the official evaluator.
+    input:
+        code=code("export_openeqa"),
+        lock="uv.lock",
+        predictions="results/predictions/{model}.jsonl",
+    output:
+        "results/predictions/{model}.openeqa.json",
+    wildcard_constraints:
+        model="base|tuned",
+    log:
+        "logs/export_openeqa/{model}.log",
+    shell:
+        """
+        {UV} python -m scripts.export_openeqa \
+            --predictions {input.predictions:q} --output {output:q} > {log:q} 2>&1
+        """
+
+
+rule compare_models:
+    # Tuned against base by paired bootstrap over spaces; flat numbers for `dvc metrics diff`.
+    input:
+        code=code("compare_models"),
+        lock="uv.lock",
+        metrics=expand("results/metrics/{model}.json", model=MODELS),
+        rows=expand("results/metrics/{model}.questions.jsonl", model=MODELS),
+        judged=expand("results/metrics/llm_match_{model}.json", model=["base", "tuned"]),
+    output:
+        metrics="results/metrics.json",
+        comparison="results/metrics/comparison.json",
+    params:
+        config=canonical("score"),
+    log:
+        "logs/compare_models.log",
+    shell:
+        """
+        {UV} python -m scripts.compare_models \
+            --metrics-dir results/metrics --config {params.config:q} \
+            --output {output.metrics:q} --comparison {output.comparison:q} > {log:q} 2>&1
+        """

@@ -1,0 +1,107 @@
+# What people look at. Exempt from byte equality: the report reads times and memory (tests/exempt.txt).
+rule write_config:
+    # The whole checked recipe, as the jobs saw it.
+    input:
+        code=code("write_config"),
+        lock="uv.lock",
+    output:
+        "results/config.json",
+    params:
+        config=canonical(*sorted(config)),
+    log:
+        "logs/write_config.log",
+    shell:
+        """
+        {UV} python -m scripts.write_config --config {params.config:q} --output {output:q} > {log:q} 2>&1
+        """
+
+
+rule write_model_card:
+    # Hugging Face front matter, data and licences, recipe, metrics with intervals, hashes, how to use.
+    input:
+        code=code("write_model_card"),
+        lock="uv.lock",
+        template="scripts/templates/model_card.md.j2",
+        config="results/config.json",
+        metrics="results/metrics.json",
+        comparison="results/metrics/comparison.json",
+        split="results/split/split.json",
+        budget="results/sft/token_budget.json",
+        base="models/base/manifest.json",
+        adapter="results/adapter/manifest.json",
+        merged="results/merged/manifest.json",
+        verify="results/merged/verify.json",
+    output:
+        "results/model_card.md",
+    log:
+        "logs/write_model_card.log",
+    shell:
+        """
+        {UV} python -m scripts.write_model_card \
+            --results-dir results --base {input.base:q} --template {input.template:q} --output {output:q} > {log:q} 2>&1
+        """
+
+
+rule write_report:
+    # One self-contained page.
+    input:
+        code=code("write_report"),
+        lock="uv.lock",
+        templates=sorted(glob("scripts/templates/report/*")),
+        config="results/config.json",
+        questions="results/index/questions.json",
+        episodes="results/index/episodes.json",
+        split="results/split/split.json",
+        frames="results/frames/manifest.json",
+        budget="results/sft/token_budget.json",
+        curves="results/train_log/curves.json",
+        guards="results/adapter/manifest.json",
+        metrics="results/metrics.json",
+        comparison="results/metrics/comparison.json",
+        rows=expand("results/metrics/{model}.questions.jsonl", model=MODELS),
+        scores=expand("results/metrics/{model}.json", model=MODELS),
+        verify="results/merged/verify.json",
+        imported="results/ollama/import.json",
+        gguf="results/gguf/manifest.json",
+        lmdeploy="results/serve/lmdeploy.json",
+    output:
+        "results/report/index.html",
+    params:
+        config=canonical("report"),
+    log:
+        "logs/write_report.log",
+    shell:
+        """
+        {UV} python -m scripts.write_report \
+            --results-dir results --benchmarks-dir benchmarks --config {params.config:q} \
+            --output {output:q} > {log:q} 2>&1
+        """
+
+
+ARTIFACTS = [
+    "data/raw/demo/manifest.json",
+    "data/raw/openeqa/questions.json",
+    "data/raw/openeqa/source.json",
+    "models/base/manifest.json",
+    "results/config.json",
+    "results/index/episodes.json",
+    "results/index/questions.json",
+    "results/split/split.json",
+    "results/frames/manifest.json",
+    expand("results/sft/{name}.json", name=["dataset_info", "train", "val", "test", "token_budget"]),
+    "results/adapter/manifest.json",
+    "results/train_log/curves.json",
+    expand("results/predictions/{model}.jsonl", model=MODELS),
+    expand("results/predictions/{model}.openeqa.json", model=["base", "tuned"]),
+    expand("results/metrics/{model}.json", model=MODELS),
+    expand("results/metrics/llm_match_{model}.json", model=["base", "tuned"]),
+    "results/metrics.json",
+    "results/merged/manifest.json",
+    "results/merged/verify.json",
+    "results/gguf/manifest.json",
+    "results/ollama/Modelfile",
+    "results/ollama/import.json",
+    "results/serve/lmdeploy.json",
+    "results/model_card.md",
+    "results/report/index.html",
+]

@@ -1,0 +1,32 @@
+# QLoRA by LLaMA-Factory.
+rule train_adapter:
+    # Checkpoints live in work/train, outside the outputs: a killed run goes on from the newest complete one.
+    input:
+        code=code("train_adapter"),
+        lock="envs/train/uv.lock",
+        info="results/sft/dataset_info.json",
+        train="results/sft/train.json",
+        val="results/sft/val.json",
+        budget="results/sft/token_budget.json",
+        frames="results/frames/manifest.json",
+        base="models/base/manifest.json",
+    output:
+        adapter="results/adapter/manifest.json",
+        curves="results/train_log/curves.json",
+        plot="results/train_log/loss.png",
+    params:
+        config=canonical("train", "vision"),
+    threads: 2
+    resources:
+        gpu=1,
+        mem_mb=3500,
+    log:
+        "logs/train_adapter.log",
+    benchmark:
+        "benchmarks/train_adapter.tsv"
+    shell:
+        """
+        {UV} --project envs/train python -m scripts.train_adapter \
+            --dataset-dir results/sft --base {input.base:q} --config {params.config:q} \
+            --work-dir work/train --adapter-dir results/adapter --log-dir results/train_log > {log:q} 2>&1
+        """

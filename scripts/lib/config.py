@@ -1,0 +1,182 @@
+"""The recipe: read, checked for shape, then for sense between its keys, before any job starts."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from scripts.lib.errors import EqaError
+from scripts.lib.tokens import PROCESSOR_MIN_PIXELS, check_token_budget
+
+PRESETS_DIR = Path("config/presets")
+
+
+def load_yaml(path: Path) -> object:
+    """Parse a YAML file.
+
+    Raises:
+        EqaError: missing or not YAML; names the file and the line.
+    """
+    import yaml
+
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise EqaError(f"{path}: no such file; `make use PRESET=demo` writes config/config.yaml") from None
+    except UnicodeDecodeError as error:
+        raise EqaError(f"{path}: not UTF-8 (byte {error.start}); save it as UTF-8") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" line {mark.line + 1}" if mark else ""
+        raise EqaError(f"{path}:{line} is not YAML ({getattr(error, 'problem', error)}); mend it there") from None
+
+
+def select(config: Mapping, keys: Iterable[str]) -> dict:
+    """The named part of the config, nested as in the file: "train" is a section, "train.seed" one key of it."""
+    part: dict = {}
+    for key in keys:
+        section, _, name = key.partition(".")
+        if name:
+            part.setdefault(section, {})[name] = config[section][name]
+        else:
+            part[section] = config[section]
+    return part
+
+
+def canonical_json(value: object) -> str:
+    """One string for equal values: sorted keys, no spaces."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def check_shape(config: object, schema: Mapping) -> None:
+    """Compare with config/schema.yaml.
+
+    Raises:
+        EqaError: the first fault in file order: unknown key, missing key, wrong type, value out of bounds.
+    """
+    from jsonschema import Draft202012Validator
+
+    errors = sorted(Draft202012Validator(schema).iter_errors(config), key=lambda error: [str(p) for p in error.absolute_path])
+    if errors:
+        raise EqaError(f"config: {_shape_message(errors[0], config)}")
+
+
+def _shape_message(error: object, config: object) -> str:
+    where = ".".join(str(part) for part in error.absolute_path)
+    if error.validator == "additionalProperties":
+        known = sorted(error.schema.get("properties", {}))
+        unknown = sorted(str(key) for key in set(error.instance) - set(known))
+        key = f"{where}.{unknown[0]}" if where else unknown[0]
+        return f"unknown key {key}; known here: {', '.join(known)}{_did_you_mean(unknown[0], known)}"
+    if error.validator == "required":
+        missing = [key for key in error.validator_value if key not in error.instance]
+        key = f"{where}.{missing[0]}" if where else missing[0]
+        return f"missing key {key}; copy it from config/presets/demo.yaml"
+    value = json.dumps(error.instance, default=str)
+    if error.validator == "type":
+        return f"{where or 'the file'}={value[:80]} has the wrong type; {error.validator_value} is wanted"
+    if error.validator == "enum":
+        return f"{where}={value[:80]} is not possible; one of {', '.join(json.dumps(v) for v in error.validator_value)} is wanted"
+    limits = {"minimum": ">=", "maximum": "<=", "exclusiveMinimum": ">", "exclusiveMaximum": "<"}
+    if error.validator in limits:
+        return f"{where}={value} is out of bounds; a value {limits[error.validator]} {error.validator_value} is wanted"
+    return f"{where}={value[:80]}: {error.message[:200]}"
+
+
+def _did_you_mean(word: str, known: list[str]) -> str:
+    import difflib
+
+    close = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def check_sense(config: Mapping) -> None:
+    """Contradictions between keys that each are fine alone.
+
+    Raises:
+        EqaError: names key, value, limit and way out.
+    """
+    vision, train, model = config["vision"], config["train"], config["model"]
+    least = PROCESSOR_MIN_PIXELS["demo" if model["source"] == "demo" else "qwen3-vl"]
+    if vision["image_max_pixels"] < least:
+        raise EqaError(
+            f"config: vision.image_max_pixels={vision['image_max_pixels']} is under the processor's minimum of {least} px, "
+            f"which would scale pictures up again; raise it to {least} or more"
+        )
+    if vision["image_min_pixels"] > vision["image_max_pixels"]:
+        raise EqaError(
+            f"config: vision.image_min_pixels={vision['image_min_pixels']} is over vision.image_max_pixels="
+            f"{vision['image_max_pixels']}; lower the first or raise the second"
+        )
+    check_token_budget(config["frames"]["count"], vision["image_max_pixels"], train["cutoff_len"])
+    if config["split"]["val"] + config["split"]["test"] >= 1:
+        raise EqaError(
+            f"config: split.val={config['split']['val']} + split.test={config['split']['test']} leave nothing to train on; "
+            f"their sum must be under 1"
+        )
+    if train["load_best"] and train["save_steps"] % train["eval_steps"]:
+        raise EqaError(
+            f"config: train.save_steps={train['save_steps']} is no multiple of train.eval_steps={train['eval_steps']}, "
+            f"which train.load_best needs; set both to {train['eval_steps']}"
+        )
+    if not config["data"]["source"] and not config["data"]["demo_episodes"]:
+        raise EqaError(
+            'config: data.source="" and data.demo_episodes=0 leave no data; name a folder in data.source or set data.demo_episodes to 44'
+        )
+    if config["split"]["file"] and not Path(config["split"]["file"]).is_file():
+        raise EqaError(f"config: split.file={config['split']['file']} does not exist; name a file or set it to \"\"")
+    if model["source"] == "local" and not model["path"]:
+        raise EqaError('config: model.source=local needs model.path, which is ""; name the folder of the base model')
+    if config["deliver"]["llm_match"] and not config["judge"]["url"]:
+        raise EqaError('config: deliver.llm_match=true needs judge.url, which is ""; name the judge\'s endpoint or set it to false')
+    if config["predict"]["engine"] == "openai" and not config["predict"]["url"]:
+        raise EqaError('config: predict.engine=openai needs predict.url, which is ""; name the server, such as http://127.0.0.1:23333/v1')
+
+
+def check_config(config: object, root: Path) -> None:
+    """Shape, then sense.
+
+    Args:
+        config: parsed config/config.yaml, with command-line overrides applied.
+        root: the project's folder, for config/schema.yaml.
+    Raises:
+        EqaError: the first fault.
+    """
+    check_shape(config, load_yaml(root / "config/schema.yaml"))
+    check_sense(config)
+
+
+def resolve_source(source: str, key: str = "data.source") -> Path | None:
+    """The folder that `data.source` (or another path key) names; None for "".
+
+    Raises:
+        EqaError: an environment variable in it is not set, or the folder does not exist.
+    """
+    if not source:
+        return None
+    expanded = os.path.expandvars(os.path.expanduser(source))
+    if "$" in expanded:
+        name = expanded[expanded.index("$") :].split("/")[0].strip("${}")
+        raise EqaError(f"config: {key}={source}: the environment variable {name} is not set; export {name}=FOLDER or write the folder into {key}")
+    path = Path(expanded)
+    if not path.is_dir():
+        raise EqaError(f"config: {key}={source}: the folder {path} does not exist; mount it or correct {key}")
+    return path
+
+
+def use_preset(name: str, root: Path) -> Path:
+    """Copy config/presets/NAME.yaml over config/config.yaml.
+
+    Raises:
+        EqaError: no such preset; lists those that exist.
+    """
+    presets = sorted(path.stem for path in (root / PRESETS_DIR).glob("*.yaml"))
+    if name not in presets:
+        raise EqaError(f"PRESET={name or '(empty)'}: no such preset in {PRESETS_DIR}; one of {', '.join(presets)}")
+    target = root / "config/config.yaml"
+    from scripts.lib.files import write_text
+
+    write_text(target, (root / PRESETS_DIR / f"{name}.yaml").read_text(encoding="utf-8"))
+    return target

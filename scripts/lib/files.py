@@ -1,0 +1,208 @@
+"""Files written whole or not at all, their hashes, and the manifests that stand for folders."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path, PurePosixPath
+
+from scripts.lib.errors import EqaError
+
+# Snakemake drops this into directory outputs; it is no content
+IGNORED_NAMES = frozenset({".snakemake_timestamp", ".gitignore"})
+
+
+def sha256_file(path: Path) -> str:
+    """Hex sha256 of a file's bytes, read in blocks."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_json(path: Path, what: str = "file") -> object:
+    """Parse a JSON file.
+
+    Raises:
+        EqaError: missing, not UTF-8, or not JSON; names the file, and the line where it can.
+    """
+    try:
+        return json.loads(path.read_bytes().decode("utf-8"))
+    except FileNotFoundError:
+        raise EqaError(f"{path}: this {what} does not exist") from None
+    except IsADirectoryError:
+        raise EqaError(f"{path}: this {what} is a folder; a JSON file is wanted") from None
+    except UnicodeDecodeError as error:
+        raise EqaError(f"{path}: this {what} is not UTF-8 (byte {error.start}); save it as UTF-8 JSON") from None
+    except json.JSONDecodeError as error:
+        raise EqaError(f"{path}: this {what} is not JSON (line {error.lineno}: {error.msg}); mend or fetch it again") from None
+    except RecursionError:
+        raise EqaError(f"{path}: this {what} is nested too deeply to be read; mend or fetch it again") from None
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield `path` + '.part' to write to; renamed onto `path` on success, removed on failure. Makes parent folders."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    remove(part)
+    try:
+        yield part
+        os.replace(part, path)
+    except BaseException:
+        remove(part)
+        raise
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Like `atomic_path` for a folder: yields an empty `path` + '.part', swapped for `path` on success.
+
+    The old folder stays whole until the new one is complete.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    old = path.with_name(path.name + ".old")
+    remove(part)
+    part.mkdir()
+    try:
+        yield part
+    except BaseException:
+        remove(part)
+        raise
+    remove(old)
+    if path.exists() or path.is_symlink():
+        os.replace(path, old)
+    os.replace(part, path)
+    remove(old)
+
+
+def remove(path: Path) -> None:
+    """Delete a file, link or folder if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text atomically."""
+    with atomic_path(path) as part:
+        part.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: object, indent: int | None = 1) -> None:
+    """Write JSON atomically, keys sorted, so that equal content means equal bytes."""
+    write_text(path, json.dumps(value, sort_keys=True, indent=indent, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_jsonl(path: Path, rows: Iterable[dict]) -> None:
+    """Write one JSON object a line, atomically, keys sorted."""
+    with atomic_path(path) as part, part.open("w", encoding="utf-8") as file:
+        for row in rows:
+            file.write(json.dumps(row, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_jsonl(path: Path, what: str = "file") -> list[dict]:
+    """Parse one JSON object a line.
+
+    Raises:
+        EqaError: missing file, or a line that is no JSON object; names file and line.
+    """
+    rows = []
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                if not line.strip():
+                    continue
+                try:
+                    row = json.loads(line.decode("utf-8"))
+                except (json.JSONDecodeError, UnicodeDecodeError, RecursionError):
+                    raise EqaError(f"{path}: line {number} of this {what} is not JSON; remove it or make the file again") from None
+                if not isinstance(row, dict):
+                    raise EqaError(f"{path}: line {number} of this {what} is no JSON object; make the file again")
+                rows.append(row)
+    except FileNotFoundError:
+        raise EqaError(f"{path}: this {what} does not exist") from None
+    return rows
+
+
+def safe_join(root: Path, relative: str) -> Path:
+    """`root / relative`, refusing whatever could leave `root`.
+
+    Raises:
+        EqaError: empty, absolute, with '..', backslash or NUL.
+    """
+    pure = PurePosixPath(relative)
+    if not relative or "\0" in relative or "\\" in relative or pure.is_absolute() or ".." in pure.parts:
+        raise EqaError(f"path {relative!r} may not leave its folder {root}; use a relative path without '..'")
+    return root / pure
+
+
+def folder_files(folder: Path, exclude: Iterable[str] = ()) -> list[str]:
+    """Relative POSIX paths of all regular files under `folder`, sorted; symlinked folders are not entered."""
+    excluded = set(exclude)
+    found = []
+    for here, folders, names in os.walk(folder):
+        folders.sort()
+        for name in names:
+            relative = (Path(here) / name).relative_to(folder).as_posix()
+            if name not in IGNORED_NAMES and not name.endswith(".part") and relative not in excluded:
+                found.append(relative)
+    return sorted(found)
+
+
+def file_record(path: Path) -> dict:
+    """{"size": bytes, "sha256": hex} of one file."""
+    return {"size": path.stat().st_size, "sha256": sha256_file(path)}
+
+
+def write_manifest(folder: Path, extra: dict | None = None, exclude: Iterable[str] = ()) -> dict:
+    """Write folder/manifest.json: size and sha256 of every other file in the folder, plus `extra` keys.
+
+    The manifest is the edge between two rules; the folder itself never is.
+    """
+    files = {name: file_record(folder / name) for name in folder_files(folder, {"manifest.json", *exclude})}
+    manifest = {**(extra or {}), "files": files}
+    write_json(folder / "manifest.json", manifest)
+    return manifest
+
+
+def read_manifest(path: Path) -> dict:
+    """Read a manifest.
+
+    Raises:
+        EqaError: no JSON object with "files" (or a switched-off target's "status").
+    """
+    manifest = read_json(path, "manifest")
+    if not isinstance(manifest, dict) or ("files" not in manifest and "status" not in manifest):
+        raise EqaError(f"{path}: not a manifest (no 'files'); run again the rule that writes it: snakemake -R {path}")
+    return manifest
+
+
+def check_manifest(path: Path, deep: bool = True) -> dict:
+    """Read a manifest and compare the folder beside it: sizes, and with `deep` the sha256 of each file.
+
+    Raises:
+        EqaError: a file is missing or differs; names it and the command that makes it again.
+    """
+    manifest = read_manifest(path)
+    for name, record in manifest.get("files", {}).items():
+        file = safe_join(path.parent, name)
+        if not file.is_file():
+            raise EqaError(f"{file}: listed in {path} but missing; `dvc checkout` or `snakemake --force {path}` brings it back")
+        if file.stat().st_size != record["size"] or (deep and sha256_file(file) != record["sha256"]):
+            raise EqaError(f"{file}: differs from {path}; `dvc checkout` or `snakemake --force {path}` makes it right")
+    return manifest
+
+
+def disabled(key: str) -> dict:
+    """What a switched-off target holds, so that dvc.yaml can list it always."""
+    return {"status": "disabled", "key": key}
+
+
+def is_disabled(value: object) -> bool:
+    """Whether a parsed target says that it is switched off."""
+    return isinstance(value, dict) and value.get("status") == "disabled"

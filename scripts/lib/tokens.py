@@ -1,0 +1,96 @@
+"""Tokens of a picture: LLaMA-Factory's scaling, then the Qwen3-VL processor's rounding, replayed without torch.
+
+Sources: LLaMA-Factory 0.9.5 data/mm_plugin.py (scaling to image_max_pixels / image_min_pixels), transformers 5.6.0
+models/qwen2_vl/image_processing_qwen2_vl.py `smart_resize` (rounding each side to 32 px, scaling again to its own bounds).
+"""
+
+from __future__ import annotations
+
+import math
+
+from scripts.lib.errors import EqaError
+
+TOKEN_SIDE_PX = 32  # patch 16 x merge 2: one visual token covers 32x32 px
+MARKS_PER_IMAGE = 2  # <|vision_start|> and <|vision_end|>
+# least px that each processor scales up to: the real Qwen3-VL's size.shortest_edge, and the demo model's
+PROCESSOR_MIN_PIXELS = {"qwen3-vl": 65536, "demo": 1024}
+PROCESSOR_MAX_PIXELS = 16777216
+TEXT_ALLOWANCE = 160  # longest Open-EQA question with prompt, marks and answer: 127 tokens, rounded up to a multiple of 32
+
+
+def llamafactory_size(width: int, height: int, max_pixels: int, min_pixels: int) -> tuple[int, int]:
+    """Size in px after LLaMA-Factory's own scaling, which keeps the ratio and truncates to whole px."""
+    if width * height > max_pixels:
+        factor = math.sqrt(max_pixels / (width * height))
+        width, height = int(width * factor), int(height * factor)
+    if width * height < min_pixels:
+        factor = math.sqrt(min_pixels / (width * height))
+        width, height = int(width * factor), int(height * factor)
+    return width, height
+
+
+def processor_size(width: int, height: int, min_pixels: int, max_pixels: int = PROCESSOR_MAX_PIXELS) -> tuple[int, int]:
+    """Size in px after the processor: multiples of 32 on both sides within its own bounds.
+
+    Raises:
+        EqaError: sides differ more than 200 to 1, which the processor refuses.
+    """
+    if max(width, height) / max(1, min(width, height)) > 200:
+        raise EqaError(f"a picture of {width}x{height} px is more than 200 times as long as wide; the processor refuses it")
+    side = TOKEN_SIDE_PX
+    new_height, new_width = round(height / side) * side, round(width / side) * side
+    if new_height * new_width > max_pixels:
+        factor = math.sqrt(height * width / max_pixels)
+        new_height = max(side, math.floor(height / factor / side) * side)
+        new_width = max(side, math.floor(width / factor / side) * side)
+    elif new_height * new_width < min_pixels:
+        factor = math.sqrt(min_pixels / (height * width))
+        new_height = math.ceil(height * factor / side) * side
+        new_width = math.ceil(width * factor / side) * side
+    return new_width, new_height
+
+
+def image_tokens(width: int, height: int, max_pixels: int, min_pixels: int, processor_min: int) -> int:
+    """Tokens of one picture in the prompt, its two marks included."""
+    width, height = processor_size(*llamafactory_size(width, height, max_pixels, min_pixels), processor_min)
+    return (width // TOKEN_SIDE_PX) * (height // TOKEN_SIDE_PX) + MARKS_PER_IMAGE
+
+
+def fitted_size(width: int, height: int, max_pixels: int, processor_min: int = PROCESSOR_MIN_PIXELS["demo"]) -> tuple[int, int]:
+    """Size that a frame is stored at: multiples of 32 within `max_pixels`, so that every later step leaves it alone.
+
+    The sides that keep the ratio best among those that use most of the budget; never larger than the frame itself,
+    unless it is under the processor's minimum.
+    """
+    side = TOKEN_SIDE_PX
+    scale = min(1.0, math.sqrt(max_pixels / (width * height)))
+    columns, rows = max(1, width * scale / side), max(1, height * scale / side)
+    candidates = [(c, r) for c in _around(columns) for r in _around(rows) if processor_min <= c * r * side * side <= max_pixels]
+    if not candidates:
+        return processor_size(*llamafactory_size(width, height, max_pixels, processor_min), processor_min)
+    ratio = width / height
+    # distortion first in coarse steps of 5 %, then the larger area: 8 tokens more are worth a percent of squeeze
+    best = max(candidates, key=lambda cr: (-round(abs(math.log((cr[0] / cr[1]) / ratio)) / 0.05), cr[0] * cr[1], cr[0]))
+    return best[0] * side, best[1] * side
+
+
+def _around(value: float) -> list[int]:
+    return sorted({max(1, math.floor(value)), max(1, math.ceil(value))})
+
+
+def check_token_budget(count: int, max_pixels: int, cutoff_len: int) -> None:
+    """Whether the pictures and one question fit a sample, whatever the frames' shape.
+
+    Raises:
+        EqaError: they do not; names the keys, the sum, and both ways out.
+    """
+    per_frame = max_pixels // TOKEN_SIDE_PX**2 + MARKS_PER_IMAGE
+    need = count * per_frame + TEXT_ALLOWANCE
+    if need <= cutoff_len:
+        return
+    fits = ((cutoff_len - TEXT_ALLOWANCE) // count - MARKS_PER_IMAGE) * TOKEN_SIDE_PX**2
+    lower = f" or lower vision.image_max_pixels to {fits}" if fits >= TOKEN_SIDE_PX**2 else " or lower frames.count"
+    raise EqaError(
+        f"config: frames.count={count} x {per_frame} + {TEXT_ALLOWANCE} text = {need} tokens > train.cutoff_len={cutoff_len}; "
+        f"raise train.cutoff_len to {math.ceil(need / 64) * 64}{lower}"
+    )

@@ -62,7 +62,7 @@ WALL_COLOURS: dict[str, Rgb] = {  # paler than furniture, so that furniture stan
     "green": (178, 212, 178),
     "yellow": (240, 226, 164),
     "pink": (238, 196, 200),
-    "gray": (172, 172, 176),
+    "gray": (130, 132, 138),
 }
 FLOORS: dict[str, tuple[str, ...]] = {  # materials and the colours that they come in
     "wood": ("brown",),
@@ -341,7 +341,7 @@ def make_scene(seed: int) -> Scene:
         things.append(Thing("door", leaf, axes, (door_x + away * 0.47, 0.02, 0.0), door_colour, "open", "", 2))
     else:
         leaf_axes = ((-1.0, 0.0), (0.0, 1.0))
-        things.append(Thing("door", leaf, leaf_axes, (door_x + 0.46, -0.06, 0.0), door_colour, "closed", "", 2))
+        things.append(Thing("door", leaf, leaf_axes, (door_x + 0.47, -0.06, 0.0), door_colour, "closed", "", 2))
 
     # two small things, on a piece or on the floor
     holders = [t for t in things if t.name in SURFACES]
@@ -426,7 +426,7 @@ class _Mesh:
     offsets: np.ndarray  # (f,) plane: normal . p
     rgb: list[Rgb]
     ids: list[int]
-    shells: tuple[list[int], list[int]]  # next room, this room
+    shells: tuple[list[int], list[int], list[int]]  # next room, this room, door frame with a closed door
     groups: tuple[list[Any], list[Any]]  # per room and solid: (low, high, faces), bounds in the world
     shadows: list[np.ndarray]
     names: list[str]
@@ -483,13 +483,18 @@ def _shell_faces(scene: Scene, next_door: bool) -> list[tuple[Face, str]]:
             for j, (c, d) in enumerate(_pairs(_grid(y0, y1, step))):
                 tone = shade(base, 0.9) if material == "tile" and (i + j) % 2 else base
                 faces.append((Face(((a, c, 0), (b, c, 0), (b, d, 0), (a, d, 0)), (0, 0, 1), tone), "floor"))
-    if next_door:  # the thickness of the wall and a lintel, seen through the door
-        white = (246, 245, 240)
-        a, b, top = gap
-        for x, n in ((a, 1), (b, -1)):
-            faces.append((Face(((x, -0.12, 0), (x, 0, 0), (x, 0, top), (x, -0.12, top)), (n, 0, 0), white), "wall"))
-        faces.append((Face(((a, -0.12, top), (b, -0.12, top), (b, 0, top), (a, 0, top)), (0, 0, -1), white), "wall"))
-        faces.append((Face(((a, -0.12, 0), (b, -0.12, 0), (b, 0, 0), (a, 0, 0)), (0, 0, 1), (120, 90, 60)), "floor"))
+    return faces
+
+
+def _frame_faces(scene: Scene) -> list[tuple[Face, str]]:
+    """The thickness of the wall around the door: two jambs, lintel and sill."""
+    white = (246, 245, 240)
+    a, b, top = scene.door_x - 0.47, scene.door_x + 0.47, 2.04
+    faces = []
+    for x, n in ((a, 1), (b, -1)):
+        faces.append((Face(((x, -0.12, 0), (x, 0, 0), (x, 0, top), (x, -0.12, top)), (n, 0, 0), white), "wall"))
+    faces.append((Face(((a, -0.12, top), (b, -0.12, top), (b, 0, top), (a, 0, top)), (0, 0, -1), white), "wall"))
+    faces.append((Face(((a, -0.12, 0), (b, -0.12, 0), (b, 0, 0), (a, 0, 0)), (0, 0, 1), (120, 90, 60)), "floor"))
     return faces
 
 
@@ -530,15 +535,17 @@ def _mesh(scene: Scene) -> _Mesh:
         ids.append(ident)
         return len(points) - 1
 
-    shells: tuple[list[int], list[int]] = ([], [])
+    shells: tuple[list[int], list[int], list[int]] = ([], [], [])
     groups: tuple[list[Any], list[Any]] = ([], [])
     next_door: list[int] = []
-    for room in [0, 1] if scene.door_open else [1]:
-        for face, name in _shell_faces(scene, room == 0):
+    for room in (0, 1, 2):
+        if room == 0 and not scene.door_open:
+            continue
+        for face, name in _frame_faces(scene) if room == 2 else _shell_faces(scene, room == 0):
             corners, normal = np.array(face.corners, float), np.array(face.normal, float)
-            index = add(corners, normal, face, names.index(name) if room else 0)
+            index = add(corners, normal, face, names.index(name) if room == 1 else 0)
             shells[room].append(index)
-            if room == 0:
+            if room != 1:
                 next_door.append(index)
     shadows: list[np.ndarray] = []
     for thing in scene.things:
@@ -561,7 +568,7 @@ def _mesh(scene: Scene) -> _Mesh:
             parts.append(part)
         closed_door = thing.name == "door" and thing.state == "closed"
         if thing.flat or closed_door:
-            shells[room].extend(i for part in parts for i in part)
+            shells[2 if closed_door else room].extend(i for part in parts for i in part)
             continue
         groups[room].extend((*box, part) for box, part in zip(solid_bounds(thing), parts, strict=True))
         low = np.array([solid.low for solid in thing.solids], float).min(0)
@@ -594,7 +601,7 @@ def _light(
         return facing / (1.0 + fall * distance**2)
 
     steady = np.abs(normals) @ np.array([0.93, 0.86, 1.0]) / np.maximum(np.abs(normals).sum(1), 1e-9)
-    level = 0.64 if scene.day else 0.55
+    level = 0.66 if scene.day else 0.62  # night stays light enough to tell white from gray
     strength = level + 0.3 * point((scene.width / 2, scene.depth / 2, WALL_HEIGHT - 0.15), 0.06)
     light = np.repeat(strength[:, None], 3, axis=1)
     pane, cloth = scene.named("window"), scene.named("curtains")
@@ -652,9 +659,10 @@ def _paint_order(low: np.ndarray, high: np.ndarray, eye: np.ndarray) -> list[int
 def _visible_faces(mesh: _Mesh, eye: np.ndarray) -> list[int]:
     order: list[int] = []
     for room in (0, 1):
-        order.extend(mesh.shells[room] if room == 0 else [])
         if room == 1:
-            order.extend(mesh.shells[1])
+            order.extend(mesh.shells[2])
+        order.extend(mesh.shells[room])
+        if room == 1:
             order.append(-1)  # shadows go between the floor and what stands on it
         group = mesh.groups[room]
         if not group:

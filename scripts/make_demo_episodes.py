@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import logging
 import random
 import struct
 import sys
@@ -27,8 +26,6 @@ from scripts.lib.files import atomic_folder, disabled, write_json, write_manifes
 
 if TYPE_CHECKING:
     from scripts.lib.demo_scenes import Scene
-
-log = logging.getLogger(__name__)
 
 SIZE_PX = (320, 240)  # 4:3 like ScanNet; more than the demo's token budget keeps
 DEPTH_PX = (80, 60)  # nobody reads the depth; it is there because the format has it
@@ -256,6 +253,8 @@ def check_output(folder: Path) -> None:
     Raises:
         EqaError: `folder` is a file, or holds foreign names.
     """
+    if not folder.name or folder.name == "..":
+        raise EqaError(f"{folder}: --output-dir is replaced as a whole; name a folder of its own")
     if folder.is_file():
         raise EqaError(f"{folder}: --output-dir is a file; name a folder")
     foreign = sorted(p.name for p in folder.iterdir() if p.name not in OWN_NAMES) if folder.is_dir() else []
@@ -300,7 +299,6 @@ def run(config: dict, output: Path) -> dict:
         "questions": len(questions),
         "megabytes": round(size / 1e6, 2),
     }
-    log.info("%s", facts)
     return facts
 
 

@@ -351,8 +351,9 @@ def make_scene(seed: int) -> Scene:
     if len(places) < 2 or rng.random() < 0.25:
         places = [None, *places]
     for item, holder in zip(items, places, strict=False):
-        colour = paint(item) if item in ("ball", "backpack", "vase") else ""
-        solids = tuple(small_thing(item, COLOURS[colour or "white"]))
+        pigment = paint(item) if item in ("ball", "backpack", "vase") else "white"
+        colour = pigment if item in ("ball", "backpack") else ""  # flowers hide the vase: nobody asks for its colour
+        solids = tuple(small_thing(item, COLOURS[pigment]))
         if holder is None:
             rug_thing = next((t for t in things if t.name == "rug"), None)
             at = (cx + _between(rng, -0.4, 0.4), 1.0, 0.0)
@@ -600,8 +601,8 @@ def _light(
         facing = np.clip((away * normals).sum(1) / distance, 0.0, 1.0)
         return facing / (1.0 + fall * distance**2)
 
-    steady = np.abs(normals) @ np.array([0.93, 0.86, 1.0]) / np.maximum(np.abs(normals).sum(1), 1e-9)
-    level = 0.66 if scene.day else 0.62  # night stays light enough to tell white from gray
+    steady = np.abs(normals) @ np.array([0.95, 0.89, 1.0]) / np.maximum(np.abs(normals).sum(1), 1e-9)
+    level = 0.72 if scene.day else 0.7  # night stays light enough to tell white from gray
     strength = level + 0.3 * point((scene.width / 2, scene.depth / 2, WALL_HEIGHT - 0.15), 0.06)
     light = np.repeat(strength[:, None], 3, axis=1)
     pane, cloth = scene.named("window"), scene.named("curtains")
@@ -622,7 +623,7 @@ def _light(
     light = light * (steady * corner)[:, None]
     light[next_door] = (0.8 * steady[next_door])[:, None]
     light[glow] = 1.0
-    shades = np.clip(np.rint(base * np.minimum(light, 1.12)), 0, 255).astype(int)
+    shades = np.clip(np.rint(base * np.minimum(light, 1.06)), 0, 255).astype(int)
     return [tuple(int(c) for c in row) for row in shades]
 
 

@@ -1,0 +1,106 @@
+# `make` lists the verbs. Nothing here needs root: all tools go into .tools, .venv and envs/*/.venv.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help setup setup-test check-machine use demo run test lint report dag tensorboard serve compare lineage pin-model audit test-slurm test-faults test-gpu bench rehearse
+
+PYTHON ?= python3
+UV_VERSION := 0.13.9
+CORES ?= 8
+# without bytecode every import is several times slower
+unexport PYTHONDONTWRITEBYTECODE
+export UV_PYTHON_DOWNLOADS := never
+# a user's own virtual environment is none of ours
+unexport VIRTUAL_ENV
+
+ROOT := $(CURDIR)
+UV := $(ROOT)/.tools/bin/uv
+RUN := source .venv/bin/activate &&
+LOCKS := uv.lock envs/train/uv.lock envs/gguf/uv.lock
+
+help: ## list the verbs
+	@grep -hE '^[a-z-]+:.*?## ' $(MAKEFILE_LIST) | awk -F ':.*?## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+check-machine:
+	@bash scripts/check_machine.sh "$(PYTHON)"
+
+$(UV):
+	@bash scripts/check_machine.sh "$(PYTHON)"
+	@echo "setup: uv $(UV_VERSION) into .tools"
+	@if "$(PYTHON)" -c 'import venv, ensurepip' 2> /dev/null; then \
+	    "$(PYTHON)" -m venv .tools && .tools/bin/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION); \
+	else \
+	    "$(PYTHON)" -m pip install --quiet --disable-pip-version-check --target .tools/site uv==$(UV_VERSION) && \
+	    mkdir -p .tools/bin && ln -sf ../site/bin/uv .tools/bin/uv; \
+	fi
+
+# one stamp for all: the locks decide
+.tools/ready: $(UV) $(LOCKS) pyproject.toml
+	@echo "setup: locked environments (first time: about 3.5 GB to download, 8 GB on disk)"
+	@$(UV) sync --frozen --quiet --inexact --python "$(PYTHON)"
+	@for env in train gguf; do echo "setup: envs/$$env"; $(UV) sync --frozen --quiet --project envs/$$env --python "$(PYTHON)"; done
+	@# the first import of a fresh environment compiles it: do that here, on all cores, not inside the first jobs
+	@.venv/bin/python -m compileall -q -j 0 .venv/lib scripts > /dev/null 2>&1 || true
+	@for env in train gguf; do envs/$$env/.venv/bin/python -m compileall -q -j 0 envs/$$env/.venv/lib > /dev/null 2>&1 || true; done
+	@touch $@
+
+setup: .tools/ready ## local uv and the locked environments
+
+setup-test: .tools/ready
+	@$(UV) sync --frozen --quiet --inexact --group dev --python "$(PYTHON)"
+
+use: .tools/ready ## make use PRESET=demo|hm3d-clip|openeqa-t4|openeqa-80gb: copy a preset over config/config.yaml
+	@.venv/bin/python -m scripts.use_preset --preset "$(PRESET)"
+
+demo: .tools/ready ## set up and run the shipped demo
+	@.venv/bin/python -m scripts.use_preset --expect demo
+	@$(RUN) snakemake --cores $(CORES)
+	@.venv/bin/python -m scripts.summary
+
+run: .tools/ready ## run the recipe in config/config.yaml
+	@$(RUN) snakemake --cores $(CORES)
+	@.venv/bin/python -m scripts.summary
+
+lint: setup-test ## formatting and lint checks
+	@$(RUN) ruff check . && ruff format --check . && snakefmt --check Snakefile rules
+	@$(RUN) python -m tests.snakemake_lint
+
+test: setup-test ## lint, unit, script, contract, model and end-to-end tests (no GPU)
+	@$(MAKE) --no-print-directory lint
+	@$(RUN) python -m pytest -q
+
+report: .tools/ready ## build the report and say where it is
+	@$(RUN) snakemake --cores $(CORES) results/report/index.html && echo "file://$(ROOT)/results/report/index.html"
+
+dag: .tools/ready ## draw the rule graph to docs/rulegraph.svg
+	@$(RUN) python -m scripts.draw_rulegraph --output docs/rulegraph.svg
+
+tensorboard: .tools/ready ## look at the training curves
+	@$(UV) run --frozen --project envs/train tensorboard --logdir results/train_log/tensorboard --host 127.0.0.1
+
+serve: .tools/ready ## make serve [SERVER=lmdeploy|llamacpp]: serve the merged model on 127.0.0.1
+	@.venv/bin/python -m scripts.serve --server "$(or $(SERVER),lmdeploy)"
+
+compare: .tools/ready ## make compare A=rev B=rev: the report for two git revisions
+	@.venv/bin/python -m scripts.compare_revisions --a "$(A)" --b "$(B)" --output results/report/compare.html
+
+lineage: .tools/ready ## where each artifact came from, as W3C PROV JSON
+	@.venv/bin/python -m scripts.lineage --output results/lineage.json
+
+pin-model: .tools/ready ## pin the base model's revision and sha256 in config/models.lock.json
+	@.venv/bin/python -m scripts.pin_model
+
+audit: setup-test ## known vulnerabilities of every locked package
+	@$(RUN) python -m scripts.audit
+
+test-slurm: setup-test ## the demo through a real one-node Slurm (needs Debian's slurm-wlm and munge)
+	@$(RUN) python -m pytest -q tests/slurm
+
+test-faults: setup-test ## kill, fill, truncate and garble every rule
+	@$(RUN) python -m pytest -q tests/faults
+
+test-gpu: .tools/ready ## real 2B shape on a CUDA device
+	@$(RUN) python -m pytest -q tests/gpu
+
+bench: setup-test ## every bench that this machine can run
+	@$(RUN) for bench in frames_sens frames_video scale tokenize score_throughput startup; do python -m bench.$$bench; done

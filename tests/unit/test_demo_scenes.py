@@ -373,3 +373,13 @@ def test_states_change_the_picture():
             state = scene.named("lamp").state  # type: ignore[union-attr]
             by_state.setdefault(("lamp", state), []).append(float(np.mean(light)))
     assert np.mean(by_state["lamp", "on"]) > np.mean(by_state["lamp", "off"]) + 4
+
+
+def test_nothing_tall_stands_before_a_window_or_a_picture():
+    for scene in map(make_scene, SEEDS):
+        for hung in (t for t in scene.things if t.name in ("window", "picture", "clock", "mirror")):
+            half = max(solid.high[0] for solid in hung.solids)
+            for piece in (t for t in scene.things if t.wall == hung.wall and t.name in SIZES):
+                top = max(solid.high[2] for solid in piece.solids)
+                apart = abs(piece.along - hung.along) - half - SIZES[piece.name][0] / 2
+                assert top < 1.25 or apart > -0.05, (scene.seed, hung.name, piece.name)

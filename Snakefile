@@ -26,3 +26,18 @@ rule all:
     default_target: True
     input:
         ARTIFACTS,
+
+
+# Prepares every environment beforehand: on a login node, or to build an image. No artifact depends on it.
+rule envs:
+    input:
+        locks=[
+            "uv.lock",
+            *[f"envs/{name}/uv.lock" for name in sorted(os.listdir("envs"))],
+        ],
+    log:
+        "logs/envs.log",
+    shell:
+        """
+        for lock in {input.locks:q}; do uv sync --frozen --project "$(dirname "$lock")"; done >{log:q} 2>&1
+        """

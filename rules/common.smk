@@ -1,4 +1,4 @@
-# What every rule file shares: wildcards, canonical parameters, code inputs, the list of artifacts.
+# Shared by the rule files: the check of the recipe, wildcards, canonical parameters, code inputs.
 import os
 import sys
 from glob import glob
@@ -13,8 +13,6 @@ from scripts.lib.imports import code_files
 from scripts.lib.sources import source_fingerprint
 
 ROOT = Path(workflow.basedir)
-UV = "uv run --frozen --no-sync" if os.environ.get("EQA_NO_SYNC") else "uv run --frozen"
-
 
 try:
     check_config(config, ROOT)
@@ -32,7 +30,7 @@ wildcard_constraints:
 
 
 def canonical(*keys):
-    """The part of the config that a rule depends on, as one canonical JSON string (Snakemake compares params as a set)."""
+    """The named part of the config as one canonical JSON string: Snakemake compares params as a set."""
     return canonical_json(select(config, keys))
 
 
@@ -48,16 +46,6 @@ def adapter_of(model):
 
 def source_listing():
     """Fingerprint of the user's data folder; what was recorded where the folder is not on this machine."""
-    return source_fingerprint(config["data"]["source"], ROOT / "data/raw/openeqa/source.json")
-
-
-# Prepares every environment beforehand: on a login node, or to build an image. No artifact depends on it.
-rule envs:
-    input:
-        locks=["uv.lock", *[f"envs/{name}/uv.lock" for name in sorted(os.listdir("envs"))]],
-    log:
-        "logs/envs.log",
-    shell:
-        """
-        for lock in {input.locks:q}; do uv sync --frozen --project "$(dirname "$lock")"; done > {log:q} 2>&1
-        """
+    return source_fingerprint(
+        config["data"]["source"], ROOT / "data/raw/openeqa/source.json"
+    )

@@ -10,16 +10,16 @@ rule make_demo_episodes:
     output:
         questions="data/raw/demo/questions.json",
         manifest="data/raw/demo/manifest.json",
-    params:
-        config=canonical("data.demo_episodes", "data.demo_seed"),
     log:
         "logs/make_demo_episodes.log",
     benchmark:
         "benchmarks/make_demo_episodes.tsv"
+    params:
+        config=canonical("data.demo_episodes", "data.demo_seed"),
     shell:
         """
-        {UV} python -m scripts.make_demo_episodes \
-            --config {params.config:q} --output-dir data/raw/demo > {log:q} 2>&1
+        uv run --frozen python -m scripts.make_demo_episodes \
+            --config {params.config:q} --output-dir data/raw/demo >{log:q} 2>&1
         """
 
 
@@ -30,14 +30,14 @@ rule fetch_questions:
         lock="uv.lock",
     output:
         "data/raw/openeqa/questions.json",
-    params:
-        config=canonical("data.source", "data.questions"),
     log:
         "logs/fetch_questions.log",
+    params:
+        config=canonical("data.source", "data.questions"),
     shell:
         """
-        {UV} python -m scripts.fetch_questions \
-            --config {params.config:q} --output {output:q} > {log:q} 2>&1
+        uv run --frozen python -m scripts.fetch_questions \
+            --config {params.config:q} --output {output:q} >{log:q} 2>&1
         """
 
 
@@ -49,15 +49,15 @@ rule list_source:
         questions="data/raw/openeqa/questions.json",
     output:
         "data/raw/openeqa/source.json",
+    log:
+        "logs/list_source.log",
     params:
         config=canonical("data.source"),
         listing=source_listing(),
-    log:
-        "logs/list_source.log",
     shell:
         """
-        {UV} python -m scripts.list_source \
-            --questions {input.questions:q} --config {params.config:q} --output {output:q} > {log:q} 2>&1
+        uv run --frozen python -m scripts.list_source \
+            --questions {input.questions:q} --config {params.config:q} --output {output:q} >{log:q} 2>&1
         """
 
 
@@ -73,16 +73,16 @@ rule index_episodes:
     output:
         episodes="results/index/episodes.json",
         questions="results/index/questions.json",
-    params:
-        config=canonical("data.source", "data.require", "frames.count", "frames.short"),
     log:
         "logs/index_episodes.log",
+    params:
+        config=canonical("data.source", "data.require", "frames.count", "frames.short"),
     shell:
         """
-        {UV} python -m scripts.index_episodes \
+        uv run --frozen python -m scripts.index_episodes \
             --demo-questions {input.demo_questions:q} --demo-manifest {input.demo_manifest:q} \
             --questions {input.questions:q} --source {input.source:q} --config {params.config:q} \
-            --episodes {output.episodes:q} --output-questions {output.questions:q} > {log:q} 2>&1
+            --episodes {output.episodes:q} --output-questions {output.questions:q} >{log:q} 2>&1
         """
 
 
@@ -96,15 +96,15 @@ rule split_questions:
         file=config["split"]["file"] or [],
     output:
         "results/split/split.json",
-    params:
-        config=canonical("split"),
     log:
         "logs/split_questions.log",
+    params:
+        config=canonical("split"),
     shell:
         """
-        {UV} python -m scripts.split_questions \
+        uv run --frozen python -m scripts.split_questions \
             --episodes {input.episodes:q} --questions {input.questions:q} --config {params.config:q} \
-            --output {output:q} > {log:q} 2>&1
+            --output {output:q} >{log:q} 2>&1
         """
 
 
@@ -116,17 +116,17 @@ rule sample_frames:
         episodes="results/index/episodes.json",
     output:
         "results/frames/shards/{shard}.json",
-    params:
-        config=canonical("data.source", "frames", "vision"),
     log:
         "logs/sample_frames/{shard}.log",
     benchmark:
         "benchmarks/sample_frames/{shard}.tsv"
+    params:
+        config=canonical("data.source", "frames", "vision"),
     shell:
         """
-        {UV} python -m scripts.sample_frames \
+        uv run --frozen python -m scripts.sample_frames \
             --episodes {input.episodes:q} --shard {wildcards.shard:q} --config {params.config:q} \
-            --frames-dir results/frames --output {output:q} > {log:q} 2>&1
+            --frames-dir results/frames --output {output:q} >{log:q} 2>&1
         """
 
 
@@ -142,8 +142,8 @@ rule join_frames:
         "logs/join_frames.log",
     shell:
         """
-        {UV} python -m scripts.join_frames \
-            --shards {input.shards:q} --frames-dir results/frames --output {output:q} > {log:q} 2>&1
+        uv run --frozen python -m scripts.join_frames \
+            --shards {input.shards:q} --frames-dir results/frames --output {output:q} >{log:q} 2>&1
         """
 
 
@@ -157,19 +157,21 @@ if config["model"]["source"] == "demo":
             prompt="config/prompts/short_answer.txt",
         output:
             "models/base/manifest.json",
-        params:
-            config=canonical("model.demo_seed", "model.demo_steps", "frames.count", "vision"),
-        threads: 2
-        resources:
-            mem_mb=2500,
         log:
             "logs/make_demo_model.log",
         benchmark:
             "benchmarks/make_demo_model.tsv"
+        threads: 2
+        resources:
+            mem_mb=2500,
+        params:
+            config=canonical(
+                "model.demo_seed", "model.demo_steps", "frames.count", "vision"
+            ),
         shell:
             """
-            {UV} --project envs/train python -m scripts.make_demo_model \
-                --prompt {input.prompt:q} --config {params.config:q} --output-dir models/base > {log:q} 2>&1
+            uv run --frozen --project envs/train python -m scripts.make_demo_model \
+                --prompt {input.prompt:q} --config {params.config:q} --output-dir models/base >{log:q} 2>&1
             """
 
 else:
@@ -182,14 +184,14 @@ else:
             pins="config/models.lock.json",
         output:
             "models/base/manifest.json",
-        params:
-            config=canonical("model.source", "model.name", "model.path"),
         log:
             "logs/fetch_base_model.log",
+        params:
+            config=canonical("model.source", "model.name", "model.path"),
         shell:
             """
-            {UV} python -m scripts.fetch_base_model \
-                --pins {input.pins:q} --config {params.config:q} --output-dir models/base > {log:q} 2>&1
+            uv run --frozen python -m scripts.fetch_base_model \
+                --pins {input.pins:q} --config {params.config:q} --output-dir models/base >{log:q} 2>&1
             """
 
 
@@ -209,16 +211,24 @@ rule build_sft:
         val="results/sft/val.json",
         test="results/sft/test.json",
         budget="results/sft/token_budget.json",
-    params:
-        config=canonical("data.conversation", "frames.count", "vision", "train.cutoff_len", "train.template", "train.seed", "predict.max_new_tokens"),
-    resources:
-        mem_mb=1500,
     log:
         "logs/build_sft.log",
+    resources:
+        mem_mb=1500,
+    params:
+        config=canonical(
+            "data.conversation",
+            "frames.count",
+            "vision",
+            "train.cutoff_len",
+            "train.template",
+            "train.seed",
+            "predict.max_new_tokens",
+        ),
     shell:
         """
-        {UV} --project envs/train python -m scripts.build_sft \
+        uv run --frozen --project envs/train python -m scripts.build_sft \
             --questions {input.questions:q} --split {input.split:q} --frames {input.frames:q} \
             --base {input.base:q} --prompt {input.prompt:q} --config {params.config:q} \
-            --output-dir results/sft > {log:q} 2>&1
+            --output-dir results/sft >{log:q} 2>&1
         """

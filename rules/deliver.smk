@@ -8,20 +8,20 @@ rule merge_adapter:
         adapter="results/adapter/manifest.json",
     output:
         "results/merged/manifest.json",
-    params:
-        config=canonical("merge.dtype", "merge.shard_gb", "train.template"),
-    threads: 2
-    resources:
-        mem_mb=3500,
     log:
         "logs/merge_adapter.log",
     benchmark:
         "benchmarks/merge_adapter.tsv"
+    threads: 2
+    resources:
+        mem_mb=3500,
+    params:
+        config=canonical("merge.dtype", "merge.shard_gb", "train.template"),
     shell:
         """
-        {UV} --project envs/train python -m scripts.merge_adapter \
+        uv run --frozen --project envs/train python -m scripts.merge_adapter \
             --base {input.base:q} --adapter {input.adapter:q} --config {params.config:q} \
-            --work-dir work/merge --output-dir results/merged > {log:q} 2>&1
+            --work-dir work/merge --output-dir results/merged >{log:q} 2>&1
         """
 
 
@@ -37,19 +37,25 @@ rule verify_merge:
         frames="results/frames/manifest.json",
     output:
         "results/merged/verify.json",
-    params:
-        config=canonical("merge.dtype", "merge.tolerance", "merge.sample", "vision", "predict.max_new_tokens"),
+    log:
+        "logs/verify_merge.log",
     threads: 2
     resources:
         gpu=1,
         mem_mb=2500,
-    log:
-        "logs/verify_merge.log",
+    params:
+        config=canonical(
+            "merge.dtype",
+            "merge.tolerance",
+            "merge.sample",
+            "vision",
+            "predict.max_new_tokens",
+        ),
     shell:
         """
-        {UV} --project envs/train python -m scripts.verify_merge \
+        uv run --frozen --project envs/train python -m scripts.verify_merge \
             --base {input.base:q} --adapter {input.adapter:q} --merged {input.merged:q} --test {input.test:q} \
-            --config {params.config:q} --output {output:q} > {log:q} 2>&1
+            --config {params.config:q} --output {output:q} >{log:q} 2>&1
         """
 
 
@@ -62,19 +68,19 @@ rule export_gguf:
         verify="results/merged/verify.json",
     output:
         "results/gguf/manifest.json",
-    params:
-        config=canonical("deliver.gguf"),
-    threads: 2
-    resources:
-        mem_mb=2500,
     log:
         "logs/export_gguf.log",
     benchmark:
         "benchmarks/export_gguf.tsv"
+    threads: 2
+    resources:
+        mem_mb=2500,
+    params:
+        config=canonical("deliver.gguf"),
     shell:
         """
-        {UV} --project envs/gguf python -m scripts.export_gguf \
-            --merged {input.merged:q} --config {params.config:q} --output-dir results/gguf > {log:q} 2>&1
+        uv run --frozen --project envs/gguf python -m scripts.export_gguf \
+            --merged {input.merged:q} --config {params.config:q} --output-dir results/gguf >{log:q} 2>&1
         """
 
 
@@ -88,15 +94,17 @@ rule prepare_ollama:
         budget="results/sft/token_budget.json",
     output:
         "results/ollama/Modelfile",
-    params:
-        config=canonical("predict.max_new_tokens", "predict.decoding", "vision", "frames.count"),
     log:
         "logs/prepare_ollama.log",
+    params:
+        config=canonical(
+            "predict.max_new_tokens", "predict.decoding", "vision", "frames.count"
+        ),
     shell:
         """
-        {UV} python -m scripts.prepare_ollama \
+        uv run --frozen python -m scripts.prepare_ollama \
             --merged {input.merged:q} --budget {input.budget:q} --config {params.config:q} \
-            --output {output:q} > {log:q} 2>&1
+            --output {output:q} >{log:q} 2>&1
         """
 
 
@@ -111,15 +119,20 @@ rule import_ollama:
         test="results/sft/test.json",
     output:
         "results/ollama/import.json",
-    params:
-        config=canonical("deliver.ollama", "serve.model_name", "serve.ollama_quantize", "predict.max_new_tokens"),
     log:
         "logs/import_ollama.log",
+    params:
+        config=canonical(
+            "deliver.ollama",
+            "serve.model_name",
+            "serve.ollama_quantize",
+            "predict.max_new_tokens",
+        ),
     shell:
         """
-        {UV} python -m scripts.import_ollama \
+        uv run --frozen python -m scripts.import_ollama \
             --merged {input.merged:q} --modelfile {input.modelfile:q} --gguf {input.gguf:q} --test {input.test:q} \
-            --config {params.config:q} --output {output:q} > {log:q} 2>&1
+            --config {params.config:q} --output {output:q} >{log:q} 2>&1
         """
 
 
@@ -134,18 +147,17 @@ rule bench_lmdeploy:
         budget="results/sft/token_budget.json",
     output:
         "results/serve/lmdeploy.json",
-    params:
-        config=canonical("deliver.lmdeploy", "serve", "vision"),
-        env="envs/serve" if config["deliver"]["lmdeploy"] else ".",
-    resources:
-        gpu=1 if config["deliver"]["lmdeploy"] else 0,
     log:
         "logs/bench_lmdeploy.log",
+    resources:
+        gpu=1 if config["deliver"]["lmdeploy"] else 0,
+    params:
+        config=canonical("deliver.lmdeploy", "serve", "vision"),
     shell:
         """
-        {UV} --project {params.env:q} python -m scripts.bench_lmdeploy \
+        uv run --frozen --project "$(dirname {input.lock:q})" python -m scripts.bench_lmdeploy \
             --merged {input.merged:q} --test {input.test:q} --budget {input.budget:q} \
-            --config {params.config:q} --output {output:q} > {log:q} 2>&1
+            --config {params.config:q} --output {output:q} >{log:q} 2>&1
         """
 
 
@@ -158,13 +170,13 @@ rule check_serving:
         predictions="results/predictions/tuned.jsonl",
     output:
         "results/serve/check_{server}.json",
-    params:
-        config=canonical("serve", "predict"),
     log:
         "logs/check_serving/{server}.log",
+    params:
+        config=canonical("serve", "predict"),
     shell:
         """
-        {UV} python -m scripts.check_serving \
+        uv run --frozen python -m scripts.check_serving \
             --server {wildcards.server:q} --test {input.test:q} --predictions {input.predictions:q} \
-            --config {params.config:q} --output {output:q} > {log:q} 2>&1
+            --config {params.config:q} --output {output:q} >{log:q} 2>&1
         """

@@ -1,6 +1,11 @@
 # Predictions, metrics, comparison.
 MODELS = ["base", "tuned", "blind", "majority"]
-PREDICT_ENVS = {"transformers": "envs/train", "llamafactory": "envs/train", "lmdeploy": "envs/serve", "openai": "."}
+PREDICT_ENVS = {
+    "transformers": "envs/train",
+    "llamafactory": "envs/train",
+    "lmdeploy": "envs/serve",
+    "openai": ".",
+}
 PREDICT_ENV = PREDICT_ENVS[config["predict"]["engine"]]
 
 
@@ -16,26 +21,27 @@ rule predict:
     output:
         predictions="results/predictions/{model}.jsonl",
         facts="results/predictions/{model}.meta.json",
-    params:
-        config=canonical("predict", "vision", "train.template", "train.cutoff_len"),
-        adapter=lambda wildcards, input: f"--adapter {input.adapter}" if input.adapter else "",
-        env=PREDICT_ENV,
+    log:
+        "logs/predict/{model}.log",
+    benchmark:
+        "benchmarks/predict/{model}.tsv"
     wildcard_constraints:
         model="base|tuned|blind",
     threads: 2
     resources:
         gpu=1,
         mem_mb=2500,
-    log:
-        "logs/predict/{model}.log",
-    benchmark:
-        "benchmarks/predict/{model}.tsv"
+    params:
+        config=canonical("predict", "vision", "train.template", "train.cutoff_len"),
+        adapter=lambda wildcards, input: (
+            f"--adapter {input.adapter}" if input.adapter else ""
+        ),
     shell:
         """
-        {UV} --project {params.env:q} python -m scripts.predict \
+        uv run --frozen --project "$(dirname {input.lock:q})" python -m scripts.predict \
             --model {wildcards.model:q} --test {input.test:q} --base {input.base:q} {params.adapter} \
             --config {params.config:q} --work-dir work/predict --output {output.predictions:q} \
-            --meta {output.facts:q} > {log:q} 2>&1
+            --meta {output.facts:q} >{log:q} 2>&1
         """
 
 
@@ -53,9 +59,9 @@ rule predict_majority:
         "logs/predict_majority.log",
     shell:
         """
-        {UV} python -m scripts.predict_majority \
+        uv run --frozen python -m scripts.predict_majority \
             --questions {input.questions:q} --split {input.split:q} \
-            --output {output.predictions:q} --meta {output.facts:q} > {log:q} 2>&1
+            --output {output.predictions:q} --meta {output.facts:q} >{log:q} 2>&1
         """
 
 
@@ -71,16 +77,16 @@ rule score:
     output:
         metrics="results/metrics/{model}.json",
         rows="results/metrics/{model}.questions.jsonl",
-    params:
-        config=canonical("score"),
     log:
         "logs/score/{model}.log",
+    params:
+        config=canonical("score"),
     shell:
         """
-        {UV} python -m scripts.score \
+        uv run --frozen python -m scripts.score \
             --model {wildcards.model:q} --predictions {input.predictions:q} --meta {input.facts:q} \
             --questions {input.questions:q} --split {input.split:q} --config {params.config:q} \
-            --output {output.metrics:q} --rows {output.rows:q} > {log:q} 2>&1
+            --output {output.metrics:q} --rows {output.rows:q} >{log:q} 2>&1
         """
 
 
@@ -94,17 +100,17 @@ rule judge_answers:
         split="results/split/split.json",
     output:
         "results/metrics/llm_match_{model}.json",
-    params:
-        config=canonical("judge", "score", "deliver.llm_match", "data.source"),
-    wildcard_constraints:
-        model="base|tuned",
     log:
         "logs/judge_answers/{model}.log",
+    wildcard_constraints:
+        model="base|tuned",
+    params:
+        config=canonical("judge", "score", "deliver.llm_match", "data.source"),
     shell:
         """
-        {UV} python -m scripts.judge_answers \
+        uv run --frozen python -m scripts.judge_answers \
             --model {wildcards.model:q} --predictions {input.predictions:q} --questions {input.questions:q} \
-            --split {input.split:q} --config {params.config:q} --work-dir work/judge --output {output:q} > {log:q} 2>&1
+            --split {input.split:q} --config {params.config:q} --work-dir work/judge --output {output:q} >{log:q} 2>&1
         """
 
 
@@ -116,14 +122,14 @@ rule export_openeqa:
         predictions="results/predictions/{model}.jsonl",
     output:
         "results/predictions/{model}.openeqa.json",
-    wildcard_constraints:
-        model="base|tuned",
     log:
         "logs/export_openeqa/{model}.log",
+    wildcard_constraints:
+        model="base|tuned",
     shell:
         """
-        {UV} python -m scripts.export_openeqa \
-            --predictions {input.predictions:q} --output {output:q} > {log:q} 2>&1
+        uv run --frozen python -m scripts.export_openeqa \
+            --predictions {input.predictions:q} --output {output:q} >{log:q} 2>&1
         """
 
 
@@ -138,13 +144,13 @@ rule compare_models:
     output:
         metrics="results/metrics.json",
         comparison="results/metrics/comparison.json",
-    params:
-        config=canonical("score"),
     log:
         "logs/compare_models.log",
+    params:
+        config=canonical("score"),
     shell:
         """
-        {UV} python -m scripts.compare_models \
+        uv run --frozen python -m scripts.compare_models \
             --metrics-dir results/metrics --config {params.config:q} \
-            --output {output.metrics:q} --comparison {output.comparison:q} > {log:q} 2>&1
+            --output {output.metrics:q} --comparison {output.comparison:q} >{log:q} 2>&1
         """

@@ -6,13 +6,13 @@ rule write_config:
         lock="uv.lock",
     output:
         "results/config.json",
-    params:
-        config=canonical(*sorted(config)),
     log:
         "logs/write_config.log",
+    params:
+        config=canonical(*sorted(config)),
     shell:
         """
-        {UV} python -m scripts.write_config --config {params.config:q} --output {output:q} > {log:q} 2>&1
+        uv run --frozen python -m scripts.write_config --config {params.config:q} --output {output:q} >{log:q} 2>&1
         """
 
 
@@ -37,8 +37,8 @@ rule write_model_card:
         "logs/write_model_card.log",
     shell:
         """
-        {UV} python -m scripts.write_model_card \
-            --results-dir results --base {input.base:q} --template {input.template:q} --output {output:q} > {log:q} 2>&1
+        uv run --frozen python -m scripts.write_model_card \
+            --results-dir results --base {input.base:q} --template {input.template:q} --output {output:q} >{log:q} 2>&1
         """
 
 
@@ -66,15 +66,15 @@ rule write_report:
         lmdeploy="results/serve/lmdeploy.json",
     output:
         "results/report/index.html",
-    params:
-        config=canonical("report"),
     log:
         "logs/write_report.log",
+    params:
+        config=canonical("report"),
     shell:
         """
-        {UV} python -m scripts.write_report \
+        uv run --frozen python -m scripts.write_report \
             --results-dir results --benchmarks-dir benchmarks --config {params.config:q} \
-            --output {output:q} > {log:q} 2>&1
+            --output {output:q} >{log:q} 2>&1
         """
 
 
@@ -88,7 +88,10 @@ ARTIFACTS = [
     "results/index/questions.json",
     "results/split/split.json",
     "results/frames/manifest.json",
-    expand("results/sft/{name}.json", name=["dataset_info", "train", "val", "test", "token_budget"]),
+    expand(
+        "results/sft/{name}.json",
+        name=["dataset_info", "train", "val", "test", "token_budget"],
+    ),
     "results/adapter/manifest.json",
     "results/train_log/curves.json",
     expand("results/predictions/{model}.jsonl", model=MODELS),

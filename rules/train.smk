@@ -14,19 +14,19 @@ rule train_adapter:
         adapter="results/adapter/manifest.json",
         curves="results/train_log/curves.json",
         plot="results/train_log/loss.png",
-    params:
-        config=canonical("train", "vision"),
-    threads: 2
-    resources:
-        gpu=1,
-        mem_mb=3500,
     log:
         "logs/train_adapter.log",
     benchmark:
         "benchmarks/train_adapter.tsv"
+    threads: 2
+    resources:
+        gpu=1,
+        mem_mb=3500,
+    params:
+        config=canonical("train", "vision"),
     shell:
         """
-        {UV} --project envs/train python -m scripts.train_adapter \
+        uv run --frozen --project envs/train python -m scripts.train_adapter \
             --dataset-dir results/sft --base {input.base:q} --config {params.config:q} \
-            --work-dir work/train --adapter-dir results/adapter --log-dir results/train_log > {log:q} 2>&1
+            --work-dir work/train --adapter-dir results/adapter --log-dir results/train_log >{log:q} 2>&1
         """

@@ -1,4 +1,4 @@
-# Shared by the rule files: the check of the recipe, wildcards, canonical parameters, code inputs.
+# Shared by rules/*.smk: the check of the recipe, wildcards, canonical parameters, code inputs.
 import os
 import sys
 from glob import glob

@@ -199,7 +199,8 @@ def sofa(width: float, c: Rgb) -> list[Solid]:
 
 def bed(c: Rgb) -> list[Solid]:
     h, length = 0.8, 1.95
-    return legs(-h, h, 0.1, length, 0.16, 0.09, DARK_WOOD) + [
+    return [
+        *legs(-h, h, 0.1, length, 0.16, 0.09, DARK_WOOD),
         box(-h - 0.04, h + 0.04, 0, 0.09, 0, 1.12, WOOD, front=[(0.05, 0.95, 0.55, 0.93, shade(WOOD, 1.18))]),
         box(-h, h, 0.09, length, 0.16, 0.32, DARK_WOOD),
         box(-h + 0.03, h - 0.03, 0.09, 0.66, 0.32, 0.52, COLOURS["white"]),
@@ -219,15 +220,17 @@ def table(width: float, deep: float, height: float, c: Rgb, round_top: bool) -> 
             cone(0, 0, r, r, height - 0.06, height, c, sides=18),
         ]
     h, d = width / 2, deep / 2
-    return legs(-h + 0.04, h - 0.04, -d + 0.04, d - 0.04, height - 0.06, 0.08, shade(c, 0.8)) + [
-        box(-h, h, -d, d, height - 0.06, height, c)
+    return [
+        *legs(-h + 0.04, h - 0.04, -d + 0.04, d - 0.04, height - 0.06, 0.08, shade(c, 0.8)),
+        box(-h, h, -d, d, height - 0.06, height, c),
     ]
 
 
 def chair(c: Rgb) -> list[Solid]:
     """A chair around the origin whose back is at low y."""
     s = 0.22
-    return legs(-s, s, -s, s, 0.43, 0.05, DARK_WOOD) + [
+    return [
+        *legs(-s, s, -s, s, 0.43, 0.05, DARK_WOOD),
         box(-s, s, -s, s, 0.43, 0.49, c),
         box(-s, s, -s, -s + 0.05, 0.49, 0.98, c, front=[(0.15, 0.85, 0.12, 0.3, shade(c, 0.72))]),
     ]
@@ -368,7 +371,8 @@ def stove() -> list[Solid]:
 
 def counter(c: Rgb) -> list[Solid]:
     steel = (196, 200, 206)
-    return drawers(1.4, 0.62, 0.9, c, 1, 3) + [
+    return [
+        *drawers(1.4, 0.62, 0.9, c, 1, 3),
         box(-0.6, 0.06, 0.14, 0.52, 0.9, 0.93, steel, top=(150, 154, 160)),
         box(-0.3, -0.24, 0.05, 0.1, 0.9, 1.2, steel),
         box(-0.3, -0.24, 0.1, 0.3, 1.15, 1.2, steel),

@@ -12,6 +12,7 @@ Lengths are metres, z is up, the room spans x in [0, width] and y in [0, depth];
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 from collections.abc import Collection, Sequence
@@ -500,7 +501,7 @@ def _frame_faces(scene: Scene) -> list[tuple[Face, str]]:
 
 
 def _pairs(lines: Sequence[float]) -> list[tuple[float, float]]:
-    return list(zip(lines[:-1], lines[1:], strict=True))
+    return list(itertools.pairwise(lines))
 
 
 def _place(thing: Thing, points: np.ndarray) -> np.ndarray:
@@ -830,7 +831,7 @@ def _neighbours(scene: Scene) -> list[tuple[Thing, Thing]]:
     for wall in (0, 1, 3):
         standing = [t for t in scene.things if t.wall == wall and (t.name in SIZES or t.name == "TV")]
         row = sorted((t for t in standing if t.name != "tv stand"), key=lambda t: t.along)  # the TV names both
-        pairs.extend(zip(row, row[1:], strict=False))
+        pairs.extend(itertools.pairwise(row))
     return pairs
 
 

@@ -1,4 +1,4 @@
-"""The demo's rooms: geometry, pictures and questions, checked against the scene by other means than those that made them."""
+"""The demo's rooms: geometry, pictures and questions, checked by other means than those that made them."""
 
 from __future__ import annotations
 

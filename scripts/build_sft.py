@@ -1,0 +1,406 @@
+"""LLaMA-Factory data of the split, every sample's tokens counted as LLaMA-Factory will.   By hand, in envs/train:
+
+    uv run --frozen --project envs/train python -m scripts.build_sft --questions results/index/questions.json \
+        --split results/split/split.json --frames results/frames/manifest.json --base models/base/manifest.json \
+        --prompt config/prompts/short_answer.txt --config '{...}' --output-dir results/sft
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from scripts.lib import sharegpt
+from scripts.lib.cli import entry, json_argument, path_argument
+from scripts.lib.errors import EqaError
+from scripts.lib.files import read_json, read_manifest, remove, safe_join, write_json
+from scripts.lib.tokens import ProcessorLimits, image_tokens, largest_max_pixels, read_processor_limits
+
+PARTS = ("train", "val", "test")
+FILES = ("dataset_info.json", *(f"{part}.json" for part in PARTS), "token_budget.json")
+Size = tuple[int, int]
+Turn = tuple[str, str, str]  # question_id, question, answer
+
+
+@dataclass
+class TokenCount:
+    """Tokens of texts; each distinct text goes through the tokenizer once."""
+
+    encode: Callable[[list[str]], list[int]]
+    known: dict[str, int] = field(default_factory=dict)
+
+    def add(self, texts: Sequence[str]) -> None:
+        """Count all texts that are new, in one call."""
+        new = sorted(set(texts) - set(self.known))
+        if new:
+            self.known.update(zip(new, self.encode(new), strict=True))
+
+    def __getitem__(self, text: str) -> int:
+        return self.known[text]
+
+
+# ------------------------------------------------------------------------------------------------ pure
+
+
+def message_tokens(message: Mapping, pictures: Sequence[int], count: TokenCount) -> int:
+    """Tokens of one message; `pictures` are those of the pictures whose `<image>` it holds, marks included."""
+    if message["role"] == "assistant":
+        return count[sharegpt.rendered_assistant(message["content"])]
+    # the text is tokenized with three tokens a picture: its two marks and one pad
+    return count[sharegpt.rendered_user(message["content"])] + sum(pictures) - 3 * len(pictures)
+
+
+def sample_tokens(sample: Mapping, pictures: Sequence[int], count: TokenCount) -> dict:
+    """Tokens of one row of a sharegpt file.
+
+    Args:
+        sample: the row.
+        pictures: tokens of each of its pictures, marks included.
+        count: has seen the row's texts.
+    Returns:
+        {"total", "image", "text", "answer", "prompt"}: prompt is what a model is given before the last answer.
+    """
+    messages = sample["messages"]
+    parts = [message_tokens(m, [] if i else pictures, count) for i, m in enumerate(messages)]
+    total = sum(parts)
+    return {
+        "total": total,
+        "image": sum(pictures),
+        "text": total - sum(pictures),
+        "answer": sum(parts[1::2]),
+        "prompt": total - parts[-1],
+    }
+
+
+def sample_texts(sample: Mapping) -> list[str]:
+    """What the tokenizer is given for a row, message by message, as LLaMA-Factory does."""
+    render = {"user": sharegpt.rendered_user, "assistant": sharegpt.rendered_assistant}
+    return [render[message["role"]](message["content"]) for message in sample["messages"]]
+
+
+def question_samples(turns: Sequence[Turn], prompt: str, images: Sequence[str], episode: str) -> list[dict]:
+    """One row a question, with its `question_id`, in the order given."""
+    rows = []
+    for turn in turns:
+        row = sharegpt.sample([turn], prompt, images, episode)
+        rows.append({**row, "question_id": turn[0]})
+    return rows
+
+
+def episode_samples(
+    turns: Sequence[Turn],
+    prompt: str,
+    images: Sequence[str],
+    episode: str,
+    pictures: Sequence[int],
+    limit: int,
+    count: TokenCount,
+) -> list[dict]:
+    """All questions of an episode as turns of as few conversations as fit, pictures once each.
+
+    Args:
+        turns: in conversation order; each fits alone.
+        limit: config `train.cutoff_len`.
+    """
+    alone = question_samples(turns, prompt, images, episode)
+    first = [sample_tokens(row, pictures, count)["total"] for row in alone]
+    later = [
+        count[sharegpt.rendered_user(sharegpt.user_message(prompt, question, 0))]
+        + count[sharegpt.rendered_assistant(answer)]
+        for _, question, answer in turns
+    ]
+    chunks = sharegpt.chunk_turns(first, later, limit)
+    return [sharegpt.sample([turns[i] for i in chunk], prompt, images, episode) for chunk in chunks]
+
+
+def refuse_long(
+    question_id: str, tokens: Mapping, sizes: Sequence[Size], config: Mapping, limits: ProcessorLimits
+) -> None:
+    """A sample over `train.cutoff_len` would lose its end without an error.
+
+    Raises:
+        EqaError: it is; names the question, the sum, the limit and the ways out.
+    """
+    limit, vision = config["train"]["cutoff_len"], config["vision"]
+    if tokens["total"] <= limit:
+        return
+    fits = largest_max_pixels(
+        sizes, limit - tokens["text"], vision["image_max_pixels"], vision["image_min_pixels"], limits
+    )
+    lower = (
+        f"lower vision.image_max_pixels to {fits}" if fits else "lower frames.count (no vision.image_max_pixels fits)"
+    )
+    raise EqaError(
+        f"question {question_id}: {tokens['image']} image + {tokens['text']} text = {tokens['total']} tokens > "
+        f"train.cutoff_len={limit}; {lower} or raise train.cutoff_len to {-(-tokens['total'] // 64) * 64}"
+    )
+
+
+def summarize(rows: Sequence[Mapping], tokens: Sequence[Mapping]) -> dict:
+    """Token figures of one part."""
+    longest = max(range(len(rows)), key=lambda i: (tokens[i]["total"], -i))
+    return {
+        "samples": len(rows),
+        "questions": sum(len(row["question_ids"]) for row in rows),
+        "longest": tokens[longest]["total"],
+        "longest_question_id": rows[longest]["question_ids"][0],
+        "longest_prompt": max(t["prompt"] for t in tokens),
+        "longest_text": max(t["text"] for t in tokens),
+        "longest_image": max(t["image"] for t in tokens),
+        "mean": round(sum(t["total"] for t in tokens) / len(tokens), 2),
+        "total": sum(t["total"] for t in tokens),
+        "answer_tokens": sum(t["answer"] for t in tokens),
+    }
+
+
+# ------------------------------------------------------------------------------------------------ files
+
+
+def read_questions(questions_file: Path, split_file: Path) -> dict[str, list[dict]]:
+    """Question rows of each part, sorted by episode and id.
+
+    Raises:
+        EqaError: a question of the split is not in the index, or a part is empty.
+    """
+    index = read_json(questions_file, "index of questions")
+    rows = {row["question_id"]: row for row in index["questions"]}
+    parts = read_json(split_file, "split")["parts"]
+    chosen = {}
+    for part in PARTS:
+        missing = [i for i in parts[part] if i not in rows]
+        if missing:
+            raise EqaError(
+                f"{split_file}: question {missing[0]} of {part} is not in {questions_file}; run split_questions again"
+            )
+        if not parts[part]:
+            raise EqaError(f"{split_file}: {part} is empty; run split_questions again")
+        chosen[part] = sorted(
+            (rows[i] for i in parts[part]), key=lambda row: (row["episode_history"], row["question_id"])
+        )
+    return chosen
+
+
+def read_frames(manifest_file: Path, episodes: Sequence[str], count: int) -> dict[str, tuple[list[str], list[Size]]]:
+    """Pictures of each episode and their sizes, read from the files' own heads, as LLaMA-Factory will.
+
+    Args:
+        manifest_file: results/frames/manifest.json.
+        episodes: those that the split uses.
+        count: config `frames.count`.
+    Raises:
+        EqaError: an episode or a picture is missing, unreadable, or not listed.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    manifest = read_manifest(manifest_file)
+    listed = manifest.get("episodes", {})
+    result = {}
+    for episode in episodes:
+        if episode not in listed:
+            raise EqaError(
+                f"{manifest_file}: no frames of episode {episode!r}; run sample_frames: snakemake {manifest_file}"
+            )
+        names = listed[episode]["frames"]
+        if len(names) != count:
+            raise EqaError(
+                f"{manifest_file}: episode {episode!r} has {len(names)} frames, frames.count={count}; "
+                "make the frames again"
+            )
+        sizes = []
+        for name in names:
+            file = safe_join(manifest_file.parent, name)
+            if name not in manifest["files"]:
+                raise EqaError(
+                    f"{manifest_file}: frame {name} of episode {episode!r} is not among its files; "
+                    "make the manifest again"
+                )
+            try:
+                with Image.open(file) as picture:
+                    sizes.append(picture.size)
+            except FileNotFoundError:
+                raise EqaError(
+                    f"{file}: listed in {manifest_file} but missing; `dvc checkout` or sample_frames brings it back"
+                ) from None
+            except (UnidentifiedImageError, OSError, Image.DecompressionBombError):
+                raise EqaError(f"{file}: not a readable picture; delete it and run sample_frames again") from None
+        result[episode] = (names, sizes)
+    return result
+
+
+def load_tokenizer(folder: Path) -> tuple[Callable[[list[str]], list[int]], list[str]]:
+    """The base model's tokenizer as LLaMA-Factory loads it, and its special tokens.
+
+    Returns:
+        A function from texts to their numbers of tokens, and the strings that are never plain text.
+    Raises:
+        EqaError: no tokenizer, or it lacks a token that the chat template writes.
+    """
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    from transformers import AutoTokenizer
+
+    if not (folder / "tokenizer.json").is_file():
+        raise EqaError(f"{folder / 'tokenizer.json'}: missing; make or fetch the base model again")
+    tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=True, trust_remote_code=False, local_files_only=True)
+    for token in ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>"):
+        if len(tokenizer.encode(token, add_special_tokens=False)) != 1:
+            raise EqaError(f"{folder}: the tokenizer does not know {token} as one token; use a Qwen3-VL model")
+
+    def encode(texts: list[str]) -> list[int]:
+        return [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
+
+    return encode, sorted(str(token) for token in tokenizer.added_tokens_decoder.values())
+
+
+def check_texts(rows: Sequence[Mapping]) -> None:
+    """Raises:
+    EqaError: a question or answer is empty or cannot be written as UTF-8.
+    """
+    for row in rows:
+        for key in ("question", "answer"):
+            text = row.get(key)
+            if not isinstance(text, str) or not text.strip():
+                raise EqaError(f"question {row['question_id']}: its {key} is empty; mend it in the question file")
+            try:
+                text.encode("utf-8")
+            except UnicodeEncodeError:
+                raise EqaError(
+                    f"question {row['question_id']}: its {key} holds half a surrogate pair; "
+                    "mend it in the question file"
+                ) from None
+
+
+def run(questions: Path, split: Path, frames: Path, base: Path, prompt: Path, config: dict, output: Path) -> dict:
+    """Write dataset_info.json, train.json, val.json, test.json, token_budget.json.
+
+    Raises:
+        EqaError: a sample over the limit, a missing picture, a bad prompt, an unknown template.
+    """
+    train, vision = config["train"], config["vision"]
+    if train["template"] not in sharegpt.TEMPLATES:
+        raise EqaError(
+            f"config: train.template={train['template']}: its tokens cannot be counted here; "
+            f"use {sharegpt.TEMPLATES[0]}"
+        )
+    parts = read_questions(questions, split)
+    everything = [row for rows in parts.values() for row in rows]
+    check_texts(everything)
+    pictures = read_frames(frames, sorted({row["episode_history"] for row in everything}), config["frames"]["count"])
+    read_manifest(base)
+    limits = read_processor_limits(base.parent)
+    encode, special = load_tokenizer(base.parent)
+    template = sharegpt.read_prompt(prompt, special)
+    count = TokenCount(encode)
+    per_size: dict[Size, int] = {}
+
+    def picture_tokens(episode: str) -> list[int]:
+        sizes = pictures[episode][1]
+        for size in sizes:
+            if size not in per_size:
+                per_size[size] = image_tokens(*size, vision["image_max_pixels"], vision["image_min_pixels"], *limits)
+        return [per_size[size] for size in sizes]
+
+    rows: dict[str, list[dict]] = {}
+    neutralized = 0
+    for part in PARTS:
+        by_episode: dict[str, list[Turn]] = defaultdict(list)
+        for row in parts[part]:
+            turn = (
+                row["question_id"],
+                sharegpt.neutralize(row["question"], special),
+                sharegpt.neutralize(row["answer"], special),
+            )
+            neutralized += turn[1:] != (row["question"], row["answer"])
+            by_episode[row["episode_history"]].append(turn)
+        # every question alone first: each must fit, whatever conversation it ends up in
+        alone = [
+            row
+            for episode, turns in sorted(by_episode.items())
+            for row in question_samples(turns, template, pictures[episode][0], episode)
+        ]
+        count.add([text for row in alone for text in sample_texts(row)])
+        for row in alone:
+            episode = row["episode_history"]
+            tokens = sample_tokens(row, picture_tokens(episode), count)
+            refuse_long(row["question_id"], tokens, pictures[episode][1], config, limits)
+        rows[part] = alone
+        if part == "train" and config["data"]["conversation"] == "episode":
+            later = [sharegpt.user_message(template, turn[1], 0) for turns in by_episode.values() for turn in turns]
+            count.add([sharegpt.rendered_user(text) for text in later])
+            rows[part] = []
+            for episode, turns in sorted(by_episode.items()):
+                by_id = {turn[0]: turn for turn in turns}
+                ordered = [by_id[i] for i in sharegpt.order_turns(by_id, episode, train["seed"])]
+                rows[part] += episode_samples(
+                    ordered,
+                    template,
+                    pictures[episode][0],
+                    episode,
+                    picture_tokens(episode),
+                    train["cutoff_len"],
+                    count,
+                )
+    tokens = {
+        part: [sample_tokens(row, picture_tokens(row["episode_history"]), count) for row in rows[part]]
+        for part in PARTS
+    }
+    summary = {part: summarize(rows[part], tokens[part]) for part in PARTS}
+    sizes = Counter(size for _, sizes in pictures.values() for size in sizes)
+    totals = [t["total"] for part in PARTS for t in tokens[part]]
+    budget = {
+        "cutoff_len": train["cutoff_len"],
+        "template": train["template"],
+        "conversation": config["data"]["conversation"],
+        "image_max_pixels": vision["image_max_pixels"],
+        "image_min_pixels": vision["image_min_pixels"],
+        "processor": limits._asdict(),
+        "longest": max(totals),
+        "mean": round(sum(totals) / len(totals), 2),
+        "image_tokens": max(s["longest_image"] for s in summary.values()),
+        "text_tokens": max(s["longest_text"] for s in summary.values()),
+        # what a server must hold: the longest prompt and the longest answer that it may write
+        "longest_prompt": max(summary[part]["longest_prompt"] for part in ("val", "test")),
+        "max_new_tokens": config["predict"]["max_new_tokens"],
+        "neutralized_questions": neutralized,
+        "parts": summary,
+        "sizes": {f"{w}x{h}": {"pictures": n, "tokens": per_size[w, h]} for (w, h), n in sorted(sizes.items())},
+    }
+    output.mkdir(parents=True, exist_ok=True)
+    for name in FILES:  # all or none: an old file beside new ones would mix two splits
+        remove(output / name)
+    for part in PARTS:
+        write_json(output / f"{part}.json", rows[part])
+    write_json(output / "token_budget.json", budget)
+    write_json(output / "dataset_info.json", sharegpt.dataset_info(PARTS))
+    return {
+        "samples": {part: len(rows[part]) for part in PARTS},
+        "longest": budget["longest"],
+        "cutoff_len": train["cutoff_len"],
+    }
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="build_sft", description="Write LLaMA-Factory data and count its tokens.")
+    parser.add_argument("--questions", type=path_argument, required=True, help="results/index/questions.json")
+    parser.add_argument("--split", type=path_argument, required=True, help="results/split/split.json")
+    parser.add_argument("--frames", type=path_argument, required=True, help="results/frames/manifest.json")
+    parser.add_argument("--base", type=path_argument, required=True, help="models/base/manifest.json")
+    parser.add_argument("--prompt", type=path_argument, required=True, help="text with {question} in it")
+    parser.add_argument("--config", type=json_argument, required=True, help="JSON: the rule's part of the config")
+    parser.add_argument("--output-dir", type=path_argument, required=True, help="results/sft")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    def door(a: argparse.Namespace) -> dict:
+        return run(a.questions, a.split, a.frames, a.base, a.prompt, a.config, a.output_dir)
+
+    return entry("build_sft", build_parser, door, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

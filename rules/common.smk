@@ -49,3 +49,8 @@ def source_listing():
     return source_fingerprint(
         config["data"]["source"], ROOT / "data/raw/openeqa/source.json"
     )
+
+
+def memory(mb):
+    """Memory of a job in MB; each further attempt asks for so much more (a cluster kills a job over its request)."""
+    return lambda wildcards, attempt: mb * attempt

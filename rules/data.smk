@@ -163,7 +163,7 @@ if config["model"]["source"] == "demo":
             "benchmarks/make_demo_model.tsv"
         threads: 2
         resources:
-            mem_mb=2500,
+            mem_mb=memory(2500),
         params:
             config=canonical(
                 "model.demo_seed", "model.demo_steps", "frames.count", "vision"
@@ -214,7 +214,7 @@ rule build_sft:
     log:
         "logs/build_sft.log",
     resources:
-        mem_mb=1500,
+        mem_mb=memory(1500),
     params:
         config=canonical(
             "data.conversation",

@@ -14,7 +14,7 @@ rule merge_adapter:
         "benchmarks/merge_adapter.tsv"
     threads: 2
     resources:
-        mem_mb=3500,
+        mem_mb=memory(3500),
     params:
         config=canonical("merge.dtype", "merge.shard_gb", "train.template"),
     shell:
@@ -42,7 +42,7 @@ rule verify_merge:
     threads: 2
     resources:
         gpu=1,
-        mem_mb=2500,
+        mem_mb=memory(2500),
     params:
         config=canonical(
             "merge.dtype",
@@ -74,7 +74,7 @@ rule export_gguf:
         "benchmarks/export_gguf.tsv"
     threads: 2
     resources:
-        mem_mb=2500,
+        mem_mb=memory(2500),
     params:
         config=canonical("deliver.gguf"),
     shell:

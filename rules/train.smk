@@ -21,7 +21,7 @@ rule train_adapter:
     threads: 2
     resources:
         gpu=1,
-        mem_mb=3500,
+        mem_mb=memory(3500),
     params:
         config=canonical("train", "vision"),
     shell:

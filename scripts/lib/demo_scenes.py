@@ -788,15 +788,26 @@ def frame_times(count: int) -> list[float]:
     return [i / (count - 1) if count > 1 else 0.0 for i in range(count)]
 
 
+@lru_cache(maxsize=4)
+def name_pictures(scene: Scene, frames: int = 8) -> tuple[tuple[str, ...], np.ndarray]:
+    """What is where in `frames` evenly spaced frames.
+
+    Returns:
+        names, "" first for what has none, and a (frames, 120, 160) uint8 array of indices into them.
+    """
+    mesh = _mesh(scene)
+    pictures = [_draw(scene, t, 160, 120, mesh.ids) for t in frame_times(frames)]
+    return tuple(mesh.names), np.stack(pictures)
+
+
 @lru_cache(maxsize=64)
 def visible_share(scene: Scene, frames: int = 8) -> dict[str, float]:
     """Largest share of the picture, in [0, 1], that each named piece takes in `frames` evenly spaced frames."""
-    mesh = _mesh(scene)
+    names, pictures = name_pictures(scene, frames)
     shares: dict[str, float] = {}
-    for t in frame_times(frames):
-        picture = _draw(scene, t, 160, 120, mesh.ids)
-        counts = np.bincount(picture.ravel(), minlength=len(mesh.names))
-        for name, count in zip(mesh.names, counts, strict=False):
+    for picture in pictures:
+        counts = np.bincount(picture.ravel(), minlength=len(names))
+        for name, count in zip(names, counts, strict=False):
             if name:
                 shares[name] = max(shares.get(name, 0.0), float(count) / picture.size)
     return shares

@@ -1,0 +1,45 @@
+"""Docs say what the code does."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from scripts.write_config_docs import main
+from tests.lib.project import ROOT
+
+PAGES = [ROOT / name for name in ("README.md", "README.zh.md", "CONTRIBUTING.md")] + sorted((ROOT / "docs").glob("*.md"))
+
+
+def test_config_reference_is_made_from_the_schema(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert main(["--output", str(tmp_path / "config.md")]) == 0
+    assert (tmp_path / "config.md").read_text() == (ROOT / "docs/config.md").read_text(), (
+        "run: python -m scripts.write_config_docs --output docs/config.md"
+    )
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_links_between_pages_lead_somewhere(page):
+    for target in re.findall(r"\]\((?!https?:|#|mailto:)([^)#\s]+)", page.read_text()):
+        assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_make_verbs_in_docs_exist(page):
+    verbs = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    for block in re.findall(r"```(?:sh|bash|console)?\n(.*?)```", page.read_text(), flags=re.DOTALL):
+        for verb in re.findall(r"^\$? ?make ([a-z-]+)", block, flags=re.MULTILINE):
+            assert verb in verbs, f"{page.name}: make {verb}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_config_keys_in_docs_exist(page):
+    from scripts.lib.config import load_yaml
+
+    config = load_yaml(ROOT / "config/config.yaml")
+    sections = "|".join(config)
+    for section, key in re.findall(rf"`({sections})\.([a-z_0-9]+)`", page.read_text()):
+        if key not in ("yaml", "json", "smk", "md"):
+            assert key in config[section], f"{page.name}: {section}.{key}"

@@ -10,12 +10,14 @@ if workflow.basedir not in sys.path:
 from scripts.lib.config import canonical_json, check_config, select
 from scripts.lib.errors import EqaError
 from scripts.lib.imports import code_files
+from scripts.lib.pins import check_pinned
 from scripts.lib.sources import source_fingerprint
 
 ROOT = Path(workflow.basedir)
 
 try:
     check_config(config, ROOT)
+    check_pinned(config, ROOT)
 except EqaError as error:
     # one line and out: a traceback through Snakemake's parser would bury it
     print(error, file=sys.stderr)

@@ -1,5 +1,9 @@
 # Raw data -> index -> split -> frames -> LLaMA-Factory data; and the base model, whose processor counts the tokens.
 SHARDS = [f"{shard:04d}" for shard in range(config["frames"]["shards"])]
+PROMPT = {
+    "short_answer": "config/prompts/short_answer.txt",
+    "official": "data/raw/openeqa/prompts/manifest.json",
+}[config["predict"]["prompt"]]
 
 
 rule make_demo_episodes:
@@ -28,6 +32,7 @@ rule fetch_questions:
     input:
         code=code("fetch_questions"),
         lock="uv.lock",
+        pins="config/data.lock.json",
     output:
         "data/raw/openeqa/questions.json",
     log:
@@ -37,7 +42,41 @@ rule fetch_questions:
     shell:
         """
         uv run --frozen python -m scripts.fetch_questions \
-            --config {params.config:q} --output {output:q} >{log:q} 2>&1
+            --lock {input.pins:q} --config {params.config:q} --output {output:q} >{log:q} 2>&1
+        """
+
+
+rule fetch_prompts:
+    # Open-EQA's own prompts, where predict.prompt or the judge uses them; a switched-off record otherwise.
+    input:
+        code=code("fetch_prompts"),
+        lock="uv.lock",
+        pins="config/data.lock.json",
+    output:
+        "data/raw/openeqa/prompts/manifest.json",
+    log:
+        "logs/fetch_prompts.log",
+    params:
+        config=canonical("data.source", "predict.prompt", "deliver.llm_match"),
+    shell:
+        """
+        uv run --frozen python -m scripts.fetch_prompts \
+            --lock {input.pins:q} --config {params.config:q} --output-dir data/raw/openeqa/prompts >{log:q} 2>&1
+        """
+
+
+rule fetch_episodes:
+    # Open-EQA's archive of HM3D frames, 12 GB, by name only. Its progress is worth seeing: no log file.
+    input:
+        code=code("fetch_episodes"),
+        lock="uv.lock",
+        pins="config/data.lock.json",
+    output:
+        "data/raw/download/manifest.json",
+    shell:
+        """
+        uv run --frozen python -m scripts.fetch_episodes \
+            --lock {input.pins:q} --output-dir data/raw/download
         """
 
 
@@ -204,7 +243,7 @@ rule build_sft:
         split="results/split/split.json",
         frames="results/frames/manifest.json",
         base="models/base/manifest.json",
-        prompt="config/prompts/short_answer.txt",
+        prompt=PROMPT,
     output:
         info="results/sft/dataset_info.json",
         train="results/sft/train.json",
@@ -223,6 +262,7 @@ rule build_sft:
             "train.cutoff_len",
             "train.template",
             "train.seed",
+            "predict.prompt",
             "predict.max_new_tokens",
         ),
     shell:

@@ -81,6 +81,7 @@ rule write_report:
 ARTIFACTS = [
     "data/raw/demo/manifest.json",
     "data/raw/openeqa/questions.json",
+    "data/raw/openeqa/prompts/manifest.json",
     "data/raw/openeqa/source.json",
     "models/base/manifest.json",
     "results/config.json",

@@ -18,11 +18,12 @@ from pathlib import Path
 from scripts.lib import sharegpt
 from scripts.lib.cli import entry, json_argument, path_argument
 from scripts.lib.errors import EqaError
-from scripts.lib.files import read_json, read_manifest, remove, safe_join, write_json
+from scripts.lib.files import check_manifest, is_disabled, read_json, read_manifest, remove, safe_join, write_json
 from scripts.lib.tokens import ProcessorLimits, image_tokens, largest_max_pixels, read_processor_limits
 
 PARTS = ("train", "val", "test")
 FILES = ("dataset_info.json", *(f"{part}.json" for part in PARTS), "token_budget.json")
+OFFICIAL_PROMPT = "gpt4v.txt"
 Size = tuple[int, int]
 Turn = tuple[str, str, str]  # question_id, question, answer
 
@@ -256,6 +257,19 @@ def load_tokenizer(folder: Path) -> tuple[Callable[[list[str]], list[int]], list
     return encode, sorted(str(token) for token in tokenizer.added_tokens_decoder.values())
 
 
+def prompt_file(path: Path) -> Path:
+    """The prompt itself, or Open-EQA's beside the manifest of its prompts.
+
+    Raises:
+        EqaError: the manifest's file is missing or changed.
+    """
+    if path.name != "manifest.json":
+        return path
+    if is_disabled(check_manifest(path)):
+        raise EqaError(f"{path}: Open-EQA's prompts are switched off; set predict.prompt to official")
+    return path.parent / OFFICIAL_PROMPT
+
+
 def check_texts(rows: Sequence[Mapping]) -> None:
     """Raises:
     EqaError: a question or answer is empty or cannot be written as UTF-8.
@@ -293,7 +307,7 @@ def run(questions: Path, split: Path, frames: Path, base: Path, prompt: Path, co
     read_manifest(base)
     limits = read_processor_limits(base.parent)
     encode, special = load_tokenizer(base.parent)
-    template = sharegpt.read_prompt(prompt, special)
+    template = sharegpt.read_prompt(prompt_file(prompt), special)
     count = TokenCount(encode)
     per_size: dict[Size, int] = {}
 
@@ -389,7 +403,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--split", type=path_argument, required=True, help="results/split/split.json")
     parser.add_argument("--frames", type=path_argument, required=True, help="results/frames/manifest.json")
     parser.add_argument("--base", type=path_argument, required=True, help="models/base/manifest.json")
-    parser.add_argument("--prompt", type=path_argument, required=True, help="text with {question} in it")
+    parser.add_argument(
+        "--prompt",
+        type=path_argument,
+        required=True,
+        help="text with {question} in it, or the manifest of Open-EQA's prompts",
+    )
     parser.add_argument("--config", type=json_argument, required=True, help="JSON: the rule's part of the config")
     parser.add_argument("--output-dir", type=path_argument, required=True, help="results/sft")
     return parser

@@ -1,0 +1,115 @@
+"""Export the merged model as GGUF for llama.cpp.   By hand, in envs/gguf:
+python -m scripts.export_gguf --merged results/merged/manifest.json --config '{"deliver":{"gguf":true}}' \
+    --output-dir results/gguf
+
+Writes model-f16.gguf and mmproj-f16.gguf (the vision part), model-q8_0.gguf, and model-q4_K_M.gguf.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from scripts.lib.cli import entry, json_argument, path_argument
+from scripts.lib.errors import EqaError
+from scripts.lib.files import atomic_folder, check_manifest, disabled, write_json, write_manifest
+from scripts.lib.ollama_folder import check_shards
+
+log = logging.getLogger("export_gguf")
+MODEL, PROJECTOR = "model-f16.gguf", "mmproj-f16.gguf"
+
+
+def disk_needed(weights: int) -> int:
+    """Bytes of all four files, given those of the merged bf16 weights: 1 + 0.53 + 0.3 of them, rounded up."""
+    return weights * 2 + 50_000_000
+
+
+def check_disk(folder: Path, need: int) -> None:
+    """Raises EqaError when `folder`'s file system has less than `need` bytes left."""
+    place = folder
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if free < need:
+        raise EqaError(
+            f"{folder}: {need / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free; free space or set "
+            "deliver.gguf=false"
+        )
+
+
+def check_metadata(path: Path, strings: dict[str, str]) -> None:
+    """Refuse a file that tells where it was made.
+
+    Raises:
+        EqaError: an absolute path in a metadata string.
+    """
+    here = os.path.abspath(os.sep.join(path.parent.parts[:2]) or ".")
+    for key, value in sorted(strings.items()):
+        if key != "tokenizer.chat_template" and here != os.sep and here in value:
+            raise EqaError(f"{path}: metadata {key}={value[:80]!r} holds a path of this machine; report this")
+
+
+def run(merged: Path, config: dict, output: Path) -> dict:
+    """Write all files and the manifest into `output`, which is replaced as a whole.
+
+    Args:
+        merged: results/merged/manifest.json.
+        config: deliver.gguf.
+        output: results/gguf.
+    Raises:
+        EqaError: a missing or broken shard, no space, a tokenizer that llama.cpp does not know.
+    """
+    if not config["deliver"]["gguf"]:
+        with atomic_folder(output) as part:
+            write_json(part / "manifest.json", disabled("deliver.gguf"))
+        return {"status": "disabled"}
+    check_manifest(merged)
+    folder = merged.parent
+    check_shards(folder)
+    check_disk(output, disk_needed(sum(path.stat().st_size for path in folder.glob("model*.safetensors"))))
+
+    from scripts.lib.gguf_convert import Quantizer, convert, describe, quantize_q4_k_m
+
+    made = {}
+    with atomic_folder(output) as part:
+        for name, kind, projector in (
+            (MODEL, "f16", False),
+            (PROJECTOR, "f16", True),
+            ("model-q8_0.gguf", "q8_0", False),
+        ):
+            log.info("%s", name)
+            convert(folder, part / name, kind, projector)
+            facts = describe(part / name)
+            check_metadata(part / name, facts["strings"])
+            made[name] = facts["tensors"]
+        quantizer = Quantizer()
+        extra = {}
+        if quantizer.available:
+            log.info("model-q4_K_M.gguf")
+            made["model-q4_K_M.gguf"] = quantize_q4_k_m(part / MODEL, part / "model-q4_K_M.gguf", quantizer)
+        else:
+            extra["left_out"] = {"model-q4_K_M.gguf": "this xllamacpp build exports no ggml_quantize_chunk"}
+        sizes = {path.name: path.stat().st_size for path in sorted(part.glob("*.gguf"))}
+        write_manifest(part, {"tensors": made, "architecture": "qwen3vl", **extra})
+    return {"bytes": sizes, **extra}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="export_gguf", description="Export the merged model as GGUF.")
+    parser.add_argument("--merged", type=path_argument, required=True, help="manifest.json of the merged folder")
+    parser.add_argument("--config", type=json_argument, required=True, help="JSON: deliver.gguf")
+    parser.add_argument("--output-dir", type=path_argument, required=True, help="folder that is written whole")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return entry("export_gguf", build_parser, lambda args: run(args.merged, args.config, args.output_dir), argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,319 @@
+"""Create the model on a running Ollama server and ask it one test question.   By hand:
+python -m scripts.import_ollama --merged results/merged/manifest.json --modelfile results/ollama/Modelfile \
+    --gguf results/gguf/manifest.json --test results/sft/test.json --output results/ollama/import.json --config \
+    '{"deliver":{"ollama":true},"serve":{"model_name":"NAME","ollama_quantize":""},"predict":{"max_new_tokens":16}}'
+
+The model is named NAME:<hash of what it is made of>, so nothing of the user's is replaced; NAME alone is pointed at it
+only where it is free or was ours. Nothing else on the server is removed.
+Source of the requests: ollama v0.33.0-rc2 docs/api.md (create, push a blob, chat, version).
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import logging
+import re
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from scripts.lib.chat_client import ChatClient, Decoding, ollama_url, sample_message
+from scripts.lib.cli import entry, json_argument, path_argument
+from scripts.lib.config import canonical_json
+from scripts.lib.errors import EqaError
+from scripts.lib.files import check_manifest, disabled, is_disabled, read_json, sha256_file, write_json
+from scripts.lib.ollama_folder import MIN_VERSION, MIN_VERSION_GGUF, ollama_files, ollama_view
+from scripts.prepare_ollama import parse_modelfile
+
+log = logging.getLogger("import_ollama")
+GGUF_FILES = ("model-f16.gguf", "mmproj-f16.gguf")
+
+
+def parse_version(text: str) -> tuple[int, int, int]:
+    """ "0.12.7-rc1" -> (0, 12, 7); a development build ("0.0.0") counts as newest.
+
+    Raises:
+        EqaError: no version number.
+    """
+    match = re.match(r"v?(\d+)\.(\d+)\.(\d+)", text)
+    if not match:
+        raise EqaError(f"Ollama says that its version is {text[:40]!r}; a number such as 0.12.7 is wanted")
+    version = tuple(int(part) for part in match.groups())
+    return (10**6, 0, 0) if version == (0, 0, 0) else version
+
+
+def model_tag(merged_sha256: str, modelfile: str, quantize: str) -> str:
+    """Tag of the model on the server: 12 hex digits of what it is made of, so equal content is imported once."""
+    return hashlib.sha256(canonical_json([merged_sha256, modelfile, quantize]).encode()).hexdigest()[:12]
+
+
+def route_of(version: tuple[int, int, int]) -> str:
+    """Whether the server can take the model.
+
+    Raises:
+        EqaError: older than the first Ollama that reads Qwen3-VL. A GGUF is no way round: two-file GGUF came later.
+    """
+    if version < MIN_VERSION:
+        want, have = ".".join(map(str, MIN_VERSION)), ".".join(map(str, version))
+        raise EqaError(
+            f"Ollama {have} cannot import Qwen3-VL; {want} or newer is wanted: update Ollama, or set "
+            "deliver.ollama=false"
+        )
+    return "safetensors"
+
+
+class Server:
+    """The few calls that the import needs, by Ollama's own client, with every failure as one line."""
+
+    def __init__(self, url: str) -> None:
+        import httpx
+        import ollama
+
+        self.url = url
+        self._errors = (ollama.ResponseError, httpx.HTTPError, ConnectionError, ValueError)
+        # reading may take minutes while the server converts; connecting may not
+        self._client = ollama.Client(host=url, timeout=httpx.Timeout(3600, connect=10), trust_env=False)
+
+    def _try(self, what: str, call: Callable[[], Any]) -> Any:
+        try:
+            return call()
+        except self._errors as error:
+            raise EqaError(f"{self.url}: {what}: {_short(error)}") from None
+
+    def version(self) -> str:
+        """Raises EqaError where no Ollama answers."""
+        reply = self._try(
+            "is an Ollama server running there? `ollama serve`",
+            lambda: self._client._request_raw("GET", "/api/version").json(),
+        )
+        if not isinstance(reply, dict) or not isinstance(reply.get("version"), str):
+            raise EqaError(f"{self.url}: this is no Ollama server; set OLLAMA_HOST")
+        return reply["version"]
+
+    def models(self) -> dict[str, str]:
+        """Name with tag -> digest of every model on the server."""
+        listing = self._try("listing models", self._client.list)
+        return {entry.model: entry.digest or "" for entry in listing.models if entry.model}
+
+    def push(self, path: Path, digest: str) -> bool:
+        """Upload a file unless the server has it; whether bytes were sent.
+
+        The client would send the body even to a server that has the blob and does not read it, so ask first, as the
+        `ollama` command does.
+        """
+        import httpx
+
+        try:
+            if self._client._client.head(f"/api/blobs/{digest}").status_code == 200:
+                return False
+        except httpx.HTTPError as error:
+            raise EqaError(f"{self.url}: asking for a blob: {_short(error)}") from None
+        sent = self._try(f"uploading {path.name}", lambda: self._client.create_blob(path))
+        if sent != digest:
+            raise EqaError(f"{path}: changed while it was sent; run again")
+        return True
+
+    def create(self, request: dict) -> Iterator[str]:
+        """Status lines of POST /api/create.
+
+        The client's own `create` (0.6.3) has no renderer and parser, hence the request by hand.
+        """
+        from ollama import ProgressResponse
+
+        try:
+            for part in self._client._request(
+                ProgressResponse, "POST", "/api/create", json={**request, "stream": True}, stream=True
+            ):
+                yield part.status or ""
+        except self._errors as error:
+            raise EqaError(f"{self.url}: creating {request['model']}: {_short(error)}") from None
+
+    def delete(self, model: str) -> None:
+        self._try(f"deleting {model}", lambda: self._client.delete(model))
+
+    def copy(self, model: str, name: str) -> None:
+        self._try(f"naming {model} {name}", lambda: self._client.copy(model, name))
+
+
+def _short(error: Exception) -> str:
+    text = str(getattr(error, "error", "") or error) or type(error).__name__
+    return " ".join(text.split())[:300]
+
+
+def gguf_request_files(gguf: Path) -> dict[str, Path]:
+    """The two GGUF files beside results/gguf/manifest.json; {} where GGUF is switched off."""
+    manifest = read_json(gguf, "GGUF manifest")
+    if is_disabled(manifest):
+        return {}
+    check_manifest(gguf, deep=False)
+    return {name: gguf.parent / name for name in GGUF_FILES if (gguf.parent / name).is_file()}
+
+
+def create_model(server: Server, model: str, files: dict[str, Path], settings: dict, quantize: str) -> dict[str, str]:
+    """Upload `files`, create `model`, show progress on stderr.
+
+    Returns:
+        File name -> "sha256:..." digest.
+    Raises:
+        EqaError: any failure; a model that came into being is removed by the caller.
+    """
+    digests = {}
+    for number, (name, path) in enumerate(sorted(files.items()), 1):
+        digests[name] = f"sha256:{sha256_file(path)}"
+        sent = server.push(path, digests[name])
+        log.info(
+            "file %d of %d: %s, %.1f MB%s",
+            number,
+            len(files),
+            name,
+            path.stat().st_size / 1e6,
+            "" if sent else ", already there",
+        )
+    request = {
+        "model": model,
+        "files": digests,
+        **{key: settings[key] for key in ("renderer", "parser", "template", "parameters") if settings.get(key)},
+    }
+    if quantize:
+        request["quantize"] = quantize
+    status = ""
+    for line in server.create(request):
+        if line != status:
+            log.info("%s", line)
+        status = line
+    if status != "success":
+        raise EqaError(
+            f"{server.url}: creating {model} ended with {status[:80]!r}, not 'success'; look into Ollama's log"
+        )
+    return digests
+
+
+def point_name(server: Server, name: str, model: str, before: dict[str, str]) -> bool:
+    """Let `name` (without a tag) mean `model`, if it is free or meant one of our own tags; whether it does now."""
+    latest = before.get(f"{name}:latest")
+    ours = {digest for tag, digest in before.items() if re.fullmatch(rf"{re.escape(name)}:[0-9a-f]{{12}}", tag)}
+    if latest is not None and latest not in ours and latest != server.models().get(model):
+        log.info("%s:latest on the server is not ours and stays; the model is %s", name, model)
+        return False
+    server.copy(model, name)
+    return True
+
+
+def run(
+    merged: Path, modelfile: Path, gguf: Path, test: Path, config: dict, output: Path, frames: Path | None = None
+) -> dict:
+    """Create, ask, record.
+
+    Args:
+        merged: results/merged/manifest.json.
+        modelfile: results/ollama/Modelfile.
+        gguf: results/gguf/manifest.json, the second way for Ollama 0.30 and newer.
+        test: results/sft/test.json.
+        config: deliver.ollama, serve.model_name, serve.ollama_quantize, predict.max_new_tokens.
+        output: results/ollama/import.json.
+        frames: folder that the test's pictures are relative to; default results/frames beside results/sft.
+    Raises:
+        EqaError: switched on and anything fails; a model that this run created is removed again.
+    """
+    if not config["deliver"]["ollama"]:
+        write_json(output, disabled("deliver.ollama"))
+        return {"status": "disabled"}
+    check_manifest(merged)
+    view = ollama_view(merged.parent)
+    settings = parse_modelfile(modelfile.read_text(encoding="utf-8"), modelfile)
+    samples = read_json(test, "test part")
+    if not samples:
+        raise EqaError(f"{test}: no test question to ask; raise split.test")
+    sample = samples[0]
+    message = sample_message(sample, frames or test.parent.parent / "frames")
+    quantize, name = config["serve"]["ollama_quantize"], config["serve"]["model_name"]
+    server = Server(ollama_url())
+    version_text = server.version()
+    route = route_of(parse_version(version_text))
+    before = server.models()
+    model = f"{name}:{model_tag(sha256_file(merged), modelfile.read_text(encoding='utf-8'), quantize)}"
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a stopped job removes its half-made model too
+    files = {file: merged.parent / file for file in ollama_files(merged.parent)}
+    try:
+        if model in before:
+            log.info("%s is on the server already; only asking it", model)
+        else:
+            try:
+                create_model(server, model, files, settings, quantize)
+            except EqaError as error:
+                pair = gguf_request_files(gguf)
+                if (
+                    len(pair) != len(GGUF_FILES)
+                    or parse_version(version_text) < MIN_VERSION_GGUF
+                    or model in server.models()
+                ):
+                    raise
+                log.info("%s; trying the two GGUF files", error)
+                route = "gguf"
+                create_model(server, model, pair, settings, quantize)
+        with ChatClient("ollama", server.url, model, timeout_s=3600) as client:
+            answer = client.ask([message], Decoding(config["predict"]["max_new_tokens"]))
+        if not answer.strip():
+            raise EqaError(f"{server.url}: {model} answers with nothing; look into Ollama's log")
+        named = point_name(server, name, model, before)
+    except BaseException:
+        _remove_created(server, model, before)
+        raise
+    record = {
+        "status": "imported",
+        "model": model,
+        "name": name if named else model,
+        "route": route,
+        "server_version": version_text,
+        "quantize": quantize,
+        "num_ctx": settings["parameters"].get("num_ctx"),
+        "merged_sha256": sha256_file(merged),
+        "context_length": view["context_length"],
+        "question": {
+            "question_id": sample["question_id"],
+            "text": message.text,
+            "frames": sample["images"],
+            "gold": sample["messages"][1]["content"],
+            "answer": answer.strip(),
+        },
+    }
+    write_json(output, record)
+    return {"model": model, "answer": answer.strip()[:80]}
+
+
+def _remove_created(server: Server, model: str, before: dict[str, str]) -> None:
+    if model in before:
+        return
+    try:
+        if model in server.models():
+            server.delete(model)
+            log.info("removed %s, which this run had created", model)
+    except EqaError as error:  # the first error is the one to tell
+        log.info("%s may be left behind: %s", model, error)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="import_ollama", description="Create the model on an Ollama server (OLLAMA_HOST)."
+    )
+    parser.add_argument("--merged", type=path_argument, required=True, help="manifest.json of the merged folder")
+    parser.add_argument("--modelfile", type=path_argument, required=True, help="Modelfile of prepare_ollama")
+    parser.add_argument("--gguf", type=path_argument, required=True, help="manifest.json of the GGUF files")
+    parser.add_argument("--test", type=path_argument, required=True, help="test part, whose first question is asked")
+    parser.add_argument("--config", type=json_argument, required=True, help="JSON: the rule's part of the config")
+    parser.add_argument("--output", type=path_argument, required=True, help="record to write")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    def door(args: argparse.Namespace) -> dict:
+        return run(args.merged, args.modelfile, args.gguf, args.test, args.config, args.output)
+
+    return entry("import_ollama", build_parser, door, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -68,6 +68,7 @@ lint: setup-test ## formatting and lint checks
 test: setup-test ## lint, unit, script, contract, model and end-to-end tests (no GPU)
 	@$(MAKE) --no-print-directory lint
 	@$(RUN) python -m pytest -q
+	@$(UV) run --frozen --project envs/train --group dev python -m pytest -q tests/train
 
 report: .tools/ready ## build the report and say where it is
 	@$(RUN) snakemake --cores $(CORES) results/report/index.html && echo "file://$(ROOT)/results/report/index.html"

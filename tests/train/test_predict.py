@@ -1,0 +1,118 @@
+"""scripts.predict with the transformers engine on a tiny model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch", reason="needs envs/train")
+
+from scripts import predict
+from tests.train import prediction_data
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("tiny")
+    base = prediction_data.make_base(folder / "base")
+    test = prediction_data.make_test_part(folder, questions=5)
+    return {"folder": folder, "base": base, "test": test, "adapter": prediction_data.make_adapter(base, folder / "adapter")}
+
+
+def predicted(folder: Path, tiny: dict, model: str = "base", **changes: object) -> dict[str, str]:
+    extra = {"adapter": tiny["adapter"]} if model == "tuned" else {}
+    line = prediction_data.arguments(folder, tiny["base"], tiny["test"], prediction_data.config(**changes), model, **extra)
+    assert predict.main(line) == 0
+    return prediction_data.answers(folder / f"{model}.jsonl")
+
+
+def test_models_answer_every_question_and_differently(tiny: dict, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    found = {model: predicted(tmp_path, tiny, model) for model in ("base", "tuned", "blind", "base4bit")}
+    for model, answers in found.items():
+        assert list(answers) == [f"q{e}-{q:02d}" for e in range(3) for q in range(5)], model
+        assert any(answers.values()), model
+    assert found["base"] != found["tuned"]
+    assert found["base"] != found["blind"]
+    assert found["base"] != found["base4bit"], "four bits change this model's answers"
+    metas = {model: json.loads((tmp_path / f"{model}.meta.json").read_text()) for model in found}
+    assert {model: meta["weights"] for model, meta in metas.items()} == {
+        "base": "base",
+        "tuned": "base+adapter",
+        "blind": "base",
+        "base4bit": "base",
+    }
+    assert [metas[model]["images"] for model in ("base", "blind")] == [True, False]
+    assert metas["base4bit"]["dtype"] == "nf4"
+    assert metas["base"]["dtype"] == "float32"
+    assert not list((tmp_path / "work").glob("*/")), "nothing unfinished is left"
+    facts = json.loads(capsys.readouterr().out.splitlines()[0])
+    assert facts["pictures_encoded"] == 24, "8 pictures of 3 episodes, once each"
+    assert facts["prefill_tokens"] < facts["whole_prompt_tokens"] / 3
+
+
+def test_batch_size_changes_nothing_in_float32(tiny: dict, tmp_path: Path) -> None:
+    wanted = predicted(tmp_path / "a", tiny, batch_size=1)
+    assert predicted(tmp_path / "b", tiny, batch_size=4) == wanted
+    assert predicted(tmp_path / "c", tiny, batch_size=100) == wanted
+
+
+def test_sampling_is_seeded(tiny: dict, tmp_path: Path) -> None:
+    wanted = predicted(tmp_path / "a", tiny, decoding="tutorial", batch_size=4)
+    assert predicted(tmp_path / "b", tiny, decoding="tutorial", batch_size=7) == wanted
+    assert predicted(tmp_path / "c", tiny, decoding="tutorial", batch_size=7, seed=8) != wanted
+
+
+def test_an_interrupted_run_goes_on(tiny: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = predicted(tmp_path / "whole", tiny, batch_size=4)
+    line = prediction_data.arguments(tmp_path, tiny["base"], tiny["test"], prediction_data.config(batch_size=4))
+    append, calls = predict.append_partial, []
+
+    def dies(path: Path, answers: list) -> None:
+        append(path, answers)
+        calls.append(path)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(predict, "append_partial", dies)
+    with pytest.raises(KeyboardInterrupt):
+        predict.main(line)
+    monkeypatch.undo()
+    assert not (tmp_path / "base.jsonl").exists()
+    (partial,) = (tmp_path / "work").glob("*/answers.jsonl")
+    assert len(partial.read_text().splitlines()) == 8
+    with partial.open("a") as file:
+        file.write('{"question_id": "q2-00", "predi')
+    first = partial.read_text().splitlines()[0]
+    changed = json.loads(first) | {"prediction": "kept from before"}
+    partial.write_text(partial.read_text().replace(first, json.dumps(changed)))
+    assert predict.main(line) == 0
+    found = prediction_data.answers(tmp_path / "base.jsonl")
+    assert found == wanted | {changed["question_id"]: "kept from before"}, "finished batches are not generated again"
+
+
+def test_another_recipe_does_not_go_on_from_it(tiny: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def dies(path: Path, answers: list) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(predict, "append_partial", dies)
+    for tokens in (8, 9):
+        line = prediction_data.arguments(tmp_path, tiny["base"], tiny["test"], prediction_data.config(max_new_tokens=tokens))
+        with pytest.raises(KeyboardInterrupt):
+            predict.main(line)
+    assert len(list((tmp_path / "work").glob("*/"))) == 2
+
+
+def test_a_prompt_over_cutoff_len_is_refused(tiny: dict, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    settings = prediction_data.config() | {"train": {"template": "qwen3_vl_nothink", "cutoff_len": 200}}
+    assert predict.main(prediction_data.arguments(tmp_path, tiny["base"], tiny["test"], settings)) == 2
+    assert "train.cutoff_len=200" in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "base.jsonl").exists()
+
+
+def test_an_unreadable_frame_is_named(tiny: dict, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    test = prediction_data.make_test_part(tmp_path, episodes=1, questions=1)
+    (tmp_path / "frames/hm3d-v0/000-room/003.jpg").write_bytes(b"\xff\xd8\xff broken")
+    assert predict.main(prediction_data.arguments(tmp_path, tiny["base"], test, prediction_data.config())) == 2
+    assert "000-room/003.jpg: no readable picture" in capsys.readouterr().err.splitlines()[-1]

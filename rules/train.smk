@@ -27,6 +27,6 @@ rule train_adapter:
     shell:
         """
         uv run --frozen --project envs/train python -m scripts.train_adapter \
-            --dataset-dir results/sft --base {input.base:q} --config {params.config:q} \
+            --dataset-dir results/sft --frames {input.frames:q} --base {input.base:q} --config {params.config:q} \
             --work-dir work/train --adapter-dir results/adapter --log-dir results/train_log >{log:q} 2>&1
         """

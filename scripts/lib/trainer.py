@@ -1,0 +1,298 @@
+"""One LLaMA-Factory training in this process, with checks, whole checkpoints and a progress line.
+
+train_adapter calls `train` for one device; for several, torchrun starts this module once a device:
+    torchrun --nproc-per-node 4 -m scripts.lib.trainer work/train/HASH/job.json
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import shutil
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from scripts.lib import checkpoints, guards
+from scripts.lib.errors import EqaError
+from scripts.lib.files import remove, write_json
+
+log = logging.getLogger(__name__)
+FAULT = "fault.txt"  # what a child process has to say to train_adapter, one line
+_LITTLE_DISK = 64 * 2**20  # bytes; a write that failed with less than this free failed for want of space
+
+
+def quiet_environment(run_dir: Path, work_dir: Path) -> None:
+    """Environment variables that LLaMA-Factory and its libraries read when they are imported."""
+    fixed = {
+        "HF_HUB_OFFLINE": "1",  # everything lies here; no request leaves this machine
+        "HF_DATASETS_OFFLINE": "1",
+        "HF_DATASETS_CACHE": str(work_dir / "datasets"),
+        "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "TENSORBOARD_LOGGING_DIR": str(run_dir / "tensorboard"),
+        "WANDB_DISABLED": "true",
+    }
+    os.environ.update(fixed)
+    # one thread a process: as fast on an idle machine, eight times faster on a busy one, and equal bytes
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("LLAMAFACTORY_VERBOSITY", "WARNING")
+    for name in ("ALLOW_EXTRA_ARGS", "DISABLE_VERSION_CHECK", "USE_V1", "USE_MCA", "USE_RAY"):
+        os.environ.pop(name, None)
+
+
+def train(job: Mapping) -> None:
+    """Run one training to its end, from a checkpoint if `job` names one.
+
+    Args:
+        job: {"args": LLaMA-Factory's arguments, "train": config train, "base_dir", "dataset_dir", "run_dir", "work_dir",
+            "tokenized": folder of the tokenized data}.
+    Raises:
+        EqaError: a guard tripped, the loss is not a number, memory or disk ran out.
+    """
+    run_dir = Path(job["run_dir"])
+    quiet_environment(run_dir, Path(job["work_dir"]))
+    first = int(os.environ.get("RANK", "0")) == 0
+    lock = checkpoints.held(run_dir / "trainer.lock", "training") if first else contextlib.nullcontext()
+    with lock, (run_dir / "trainer.log").open("a", encoding="utf-8") as noise, contextlib.redirect_stdout(noise):
+        try:
+            _run(job, run_dir)
+        except EqaError:
+            raise
+        except Exception as error:
+            raise explained(error, job) from error
+
+
+def _run(job: Mapping, run_dir: Path) -> None:
+    import transformers
+    from llamafactory.train.tuner import run_exp
+
+    transformers.utils.logging.disable_progress_bar()
+    run_exp(args=dict(job["args"]), callbacks=[make_callback(job, run_dir)])
+
+
+def explained(error: Exception, job: Mapping) -> Exception:
+    """The error as one line that says what to do, where there is such a line; else the error itself."""
+    import torch
+
+    train_config, run_dir = job["train"], Path(job["run_dir"])
+    if isinstance(error, torch.cuda.OutOfMemoryError):
+        return EqaError(out_of_memory_line(train_config, job["args"], *_gpu_memory()))
+    text = str(error)
+    if "No space left" in text or "os error 28" in text or shutil.disk_usage(run_dir).free < _LITTLE_DISK:
+        return EqaError(
+            f"{run_dir}: the disk is full ({text[:120]}); free space, then run again: it goes on from the newest complete checkpoint"
+        )
+    if isinstance(error, ValueError) and "HfArgumentParser" in text:
+        return EqaError(f"config: LLaMA-Factory does not take the recipe: {text[:300]}; correct train.extra")
+    return error
+
+
+def _gpu_memory() -> tuple[float, float]:
+    import torch
+
+    return torch.cuda.max_memory_allocated() / 2**30, torch.cuda.mem_get_info()[1] / 2**30
+
+
+def out_of_memory_line(train_config: Mapping, args: Mapping, used_gib: float, card_gib: float) -> str:
+    """What does not fit and what would: the cheapest step first."""
+    batch = args["per_device_train_batch_size"]
+    what = f"GPU memory: train.batch_size={train_config['batch_size']} wants more than {used_gib:.1f} GiB, this card has {card_gib:.1f} GiB"
+    if batch > 1:
+        half = train_config["batch_size"] // 2
+        double = train_config["gradient_accumulation"] * 2
+        return f"{what}; train.batch_size={half} with train.gradient_accumulation={double} makes the same steps in half the memory"
+    if not train_config["gradient_checkpointing"]:
+        return f"{what}; train.gradient_checkpointing=true needs about a third"
+    if not train_config.get("answer_only_loss", True):
+        return f"{what}; train.answer_only_loss=true does without the logits of tokens that carry no loss"
+    if train_config["quantization_bit"] != 4:
+        return f"{what}; train.quantization_bit=4 holds the base in a quarter of the memory"
+    return f"{what}; lower vision.image_max_pixels or frames.count, or use a card of 16 GB or more (preset openeqa-t4)"
+
+
+def make_callback(job: Mapping, run_dir: Path) -> Any:
+    """The transformers callback that guards, marks checkpoints and reports; its class needs transformers."""
+    import torch
+    from transformers import TrainerCallback
+
+    class Watch(TrainerCallback):
+        """Guards before the first step, a mark on each whole checkpoint, a line of progress."""
+
+        def __init__(self) -> None:
+            self.first_bad = torch.tensor(-1)  # step of the first loss that is no number; stays on the device
+            self.started = self.began_step = self.warm = None
+            self.step = 0
+            self.loss = float("nan")
+
+        # ---- before the first step
+
+        def on_train_begin(self, args, state, control, model=None, optimizer=None, **kwargs):  # noqa: ANN001, ANN003
+            config = job["train"]
+            whole = config["distributed"] == "ddp"  # the others put their own optimizer around shards
+            facts = guards.check_loaded(model, optimizer if whole else None, config, Path(job["base_dir"]))
+            if state.is_world_process_zero:
+                facts |= check_data(job, kwargs["processing_class"])
+                write_json(run_dir / "guards.json", facts)
+                if Path(job["args"]["tokenized_path"]) != Path(job["tokenized"]):
+                    remove(Path(job["tokenized"]))
+                    os.replace(job["args"]["tokenized_path"], job["tokenized"])
+            best = run_dir / f"checkpoint-{state.best_global_step}"
+            if state.best_global_step and best.is_dir():
+                state.best_model_checkpoint = str(best)  # the folder may have moved since
+            if config.get("answer_only_loss"):
+                from scripts.lib.answer_loss import use_answer_only_loss
+
+                use_answer_only_loss(model)
+            model.register_forward_hook(self.watch_loss)
+            self.started, self.began_step = time.monotonic(), state.global_step
+            if state.is_world_process_zero:
+                print(f"training: {state.max_steps} steps, from step {state.global_step}", file=sys.stderr, flush=True)
+
+        def watch_loss(self, module, inputs, output):  # noqa: ANN001
+            loss = getattr(output, "loss", None)
+            if loss is not None and module.training:
+                bad = ~torch.isfinite(loss.detach())
+                self.first_bad = self.first_bad.to(loss.device)
+                self.first_bad = torch.where(bad & (self.first_bad < 0), self.step + 1, self.first_bad)
+
+        # ---- during
+
+        def on_step_begin(self, args, state, control, **kwargs):  # noqa: ANN001, ANN003
+            self.step = state.global_step
+
+        def on_step_end(self, args, state, control, **kwargs):  # noqa: ANN001, ANN003
+            self.step = state.global_step
+            if state.global_step == self.began_step + 1:
+                self.warm = time.monotonic()  # the first step allocates and compiles
+            if state.global_step >= state.max_steps:
+                control.should_evaluate = True  # the last state may be the best
+            return control
+
+        def on_log(self, args, state, control, logs=None, **kwargs):  # noqa: ANN001, ANN003
+            if "loss" not in (logs or {}):
+                return
+            self.check_steps()
+            guards.check_finite("the training loss", float(logs["loss"]), state.global_step, run_dir)
+            if state.is_world_process_zero:
+                rate = self.steps_per_s(state)
+                left = (state.max_steps - state.global_step) / rate if rate else 0
+                speed = f"{rate * self.batch(args):.2f} samples/s, {clock(left)} left" if rate else "measuring"
+                print(
+                    f"step {state.global_step}/{state.max_steps} loss {logs['loss']:.4f} {speed}",
+                    file=sys.stderr,
+                    flush=True,
+                )
+
+        def on_evaluate(self, args, state, control, metrics=None, **kwargs):  # noqa: ANN001, ANN003
+            if "eval_loss" in (metrics or {}):
+                guards.check_finite("the validation loss", float(metrics["eval_loss"]), state.global_step, run_dir)
+                if state.is_world_process_zero:
+                    print(
+                        f"step {state.global_step}/{state.max_steps} validation loss {metrics['eval_loss']:.4f}",
+                        file=sys.stderr,
+                        flush=True,
+                    )
+
+        def on_save(self, args, state, control, model=None, **kwargs):  # noqa: ANN001, ANN003
+            self.check_steps()
+            if not state.is_world_process_zero:
+                return
+            for name, weight in model.named_parameters():
+                if weight.requires_grad and not bool(torch.isfinite(weight).all()):
+                    raise EqaError(
+                        f"{name} is no number after step {state.global_step}; this checkpoint is not kept. "
+                        f"Lower train.learning_rate, then run again"
+                    )
+            checkpoints.mark_complete(run_dir / f"checkpoint-{state.global_step}")
+            checkpoints.rotate(run_dir, job["train"]["keep_checkpoints"])
+
+        def check_steps(self) -> None:
+            bad = int(self.first_bad)
+            if bad >= 0:
+                guards.check_finite("the training loss", float("nan"), bad, run_dir)
+
+        # ---- after
+
+        def on_train_end(self, args, state, control, **kwargs):  # noqa: ANN001, ANN003
+            args.do_eval = False  # the last step was evaluated just now
+            if not state.is_world_process_zero:
+                return
+            rate = self.steps_per_s(state)
+            facts = {
+                "samples_per_s": round(rate * self.batch(args), 3) if rate else None,
+                "steps_per_s": round(rate, 4) if rate else None,
+                "seconds": round(time.monotonic() - self.started, 2),
+                "resumed_from_step": self.began_step,
+                **machine_facts(args.world_size),
+            }
+            write_json(run_dir / "speed.json", facts)
+
+        @staticmethod
+        def batch(args) -> int:  # noqa: ANN001
+            return args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+
+        def steps_per_s(self, state) -> float | None:  # noqa: ANN001
+            """Optimizer steps a second since the second step of this process, validation and saving included."""
+            done = state.global_step - self.began_step - 1
+            return done / max(time.monotonic() - self.warm, 1e-9) if self.warm and done > 0 else None
+
+    return Watch()
+
+
+def check_data(job: Mapping, tokenizer: Any) -> dict:
+    """Guards over the tokenized data, training and validation."""
+    from datasets import load_from_disk
+
+    data = load_from_disk(job["args"]["tokenized_path"])
+    facts: dict = {"cutoff_len": job["train"]["cutoff_len"]}
+    for part, split in (("train", "train"), ("val", "validation")):
+        samples = guards.read_samples(Path(job["dataset_dir"]) / f"{part}.json")
+        rows = data[split].select_columns(["input_ids", "labels"]) if split in data else []
+        facts |= guards.check_samples(rows, samples, tokenizer, job["train"]["cutoff_len"], part)
+    return facts
+
+
+def machine_facts(devices: int) -> dict:
+    """Device, peak memory and versions; of this machine and run, so in no artifact."""
+    import resource
+    from importlib.metadata import version
+
+    import torch
+
+    cuda = torch.cuda.is_available()
+    names = ("torch", "transformers", "llamafactory", "peft", "accelerate", "bitsandbytes", "datasets")
+    return {
+        "device": torch.cuda.get_device_name(0) if cuda else "cpu",
+        "devices": devices,
+        "peak_gpu_mb": torch.cuda.max_memory_allocated() // 2**20 if cuda else 0,
+        "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        "versions": {name: version(name) for name in names},
+    }
+
+
+def clock(seconds: float) -> str:
+    """A duration as h:mm:ss or m:ss."""
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def main() -> int:
+    """One process of several, started by torchrun."""
+    job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="trainer: %(message)s")
+    try:
+        train(job)
+    except EqaError as error:
+        (Path(job["run_dir"]) / FAULT).write_text(str(error), encoding="utf-8")
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -24,6 +24,8 @@ rule write_model_card:
         template="scripts/templates/model_card.md.j2",
         config="results/config.json",
         metrics="results/metrics.json",
+        scores=expand("results/metrics/{model}.json", model=MODELS),
+        judged=expand("results/metrics/llm_match_{model}.json", model=["base", "tuned"]),
         comparison="results/metrics/comparison.json",
         split="results/split/split.json",
         budget="results/sft/token_budget.json",
@@ -31,6 +33,7 @@ rule write_model_card:
         adapter="results/adapter/manifest.json",
         merged="results/merged/manifest.json",
         verify="results/merged/verify.json",
+        gguf="results/gguf/manifest.json",
     output:
         "results/model_card.md",
     log:

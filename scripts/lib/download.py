@@ -17,7 +17,6 @@ from scripts.lib.errors import EqaError
 
 log = logging.getLogger(__name__)
 
-BLOCK = 1 << 20
 TRIES = 5  # failures in a row without a new byte
 TIMEOUT_S = 30.0
 DISK_RESERVE = 64 << 20  # left free beside the download itself
@@ -145,6 +144,7 @@ def _transfer(
     """Everything of `address` into `part`, over as many connections as it takes."""
     import httpx
 
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # it writes whole addresses, signed ones too
     failures = 0
     timeout = httpx.Timeout(TIMEOUT_S)
     with httpx.Client(follow_redirects=True, timeout=timeout, headers=dict(headers)) as client:
@@ -225,7 +225,7 @@ def _request(client, address: str, part: Path, mark: Path, size: int | None) -> 
             total=total, initial=have, unit="B", unit_scale=True, desc=part.name, disable=not sys.stderr.isatty()
         )
         with bar, part.open("ab" if have else "wb") as file:
-            for block in response.iter_raw(BLOCK):
+            for block in response.iter_raw():  # as it comes: a block gathered first would be lost with the connection
                 file.write(block)
                 have += len(block)
                 bar.update(len(block))

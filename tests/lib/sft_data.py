@@ -63,7 +63,10 @@ def write_index(folder: Path, rows: list[dict], absent: dict[str, tuple[str, str
 
 
 def write_frames(
-    folder: Path, episodes: list[str], count: int = 2, size: Callable[[str, int], tuple[int, int]] = lambda *_: (192, 128)
+    folder: Path,
+    episodes: list[str],
+    count: int = 2,
+    size: Callable[[str, int], tuple[int, int]] = lambda *_: (192, 128),
 ) -> Path:
     """results/frames with JPEGs of the given sizes and its manifest."""
     from PIL import Image

@@ -1,0 +1,239 @@
+"""A base model's folder: which files belong to it, whether it is the right kind, where hubs keep it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+from scripts.lib.errors import EqaError
+from scripts.lib.files import read_json, sha256_file
+
+ARCHITECTURE = "Qwen3VLForConditionalGeneration"
+STAGE = ".download"  # beside the base model's folder: what arrived of a download stays there
+WANTED = re.compile(
+    r"model[^/]*\.safetensors|[^/]+\.json|[^/]+\.jinja|merges\.txt|vocab\.txt|LICENSE[^/]*|README\.md", re.ASCII
+)
+OWN_NAMES = frozenset({"manifest.json"})
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+NEEDED = ("config.json", "tokenizer.json")
+MOST_HEADER_BYTES = 100_000_000  # the safetensors library's own limit
+DEFAULT_REVISION = {"huggingface": "main", "modelscope": "master", "local": ""}
+
+
+@dataclass(frozen=True)
+class HubFile:
+    """A file of a hub's listing; sha256 is "" where the hub does not say it."""
+
+    name: str
+    size: int
+    sha256: str = ""
+
+
+def wanted_files(names: Iterable[str], where: str) -> list[str]:
+    """Those files of a model repository that are used, sorted: safetensors, configuration, tokenizer.
+
+    Raises:
+        EqaError: there are no safetensors weights, or no config.json, or no tokenizer.json.
+    """
+    names = sorted(names)
+    wanted = [n for n in names if WANTED.fullmatch(n) and n not in OWN_NAMES]
+    if not any(n.endswith(".safetensors") for n in wanted):
+        pickles = [n for n in names if n.endswith(PICKLES)]
+        also = f", only pickle weights ({pickles[0]}), which could run code when loaded" if pickles else ""
+        raise EqaError(f"{where}: no model*.safetensors{also}; use a repository with safetensors weights")
+    for name in NEEDED:
+        if name not in wanted:
+            raise EqaError(f"{where}: no {name}; use a complete Qwen3-VL repository")
+    return wanted
+
+
+def safetensors_parameters(file: Path) -> int:
+    """Numbers in a safetensors file, counted from its head.
+
+    Raises:
+        EqaError: the head is no safetensors head, or the file is shorter or longer than it says.
+    Source:
+        The safetensors format: uint64 little endian n, n bytes of JSON, then the data.
+    """
+    size = file.stat().st_size
+    fault = EqaError(f"{file}: not a whole safetensors file; fetch it again")
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if size < 8 or length > min(size - 8, MOST_HEADER_BYTES):
+            raise fault
+        try:
+            head = json.loads(stream.read(length).decode("utf-8"))
+            tensors = [record for name, record in head.items() if name != "__metadata__"]
+            end = max((record["data_offsets"][1] for record in tensors), default=0)
+            count = sum(math.prod(record["shape"]) for record in tensors)
+        except (ValueError, AttributeError, KeyError, TypeError, IndexError, RecursionError):
+            raise fault from None
+    if end != size - 8 - length:
+        raise fault
+    return count
+
+
+def check_model_folder(folder: Path) -> int:
+    """Whether a folder holds an unquantized Qwen3-VL, whole.
+
+    Returns:
+        The number of parameters.
+    Raises:
+        EqaError: another architecture, a quantized model, a missing shard.
+    """
+    config = read_json(folder / "config.json", "model configuration")
+    if not isinstance(config, dict):
+        raise EqaError(f"{folder / 'config.json'}: no JSON object; use a Qwen3-VL repository")
+    architectures = config.get("architectures")
+    if architectures != [ARCHITECTURE]:
+        raise EqaError(
+            f"{folder / 'config.json'}: architectures={architectures}, [{ARCHITECTURE!r}] is wanted; "
+            "use a Qwen3-VL model"
+        )
+    if config.get("quantization_config"):
+        raise EqaError(
+            f"{folder / 'config.json'}: the model is quantized; use the unquantized one, training quantizes it itself"
+        )
+    names = sorted(path.name for path in folder.glob("model*.safetensors"))
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        content = read_json(index, "index of weights")
+        shards = content.get("weight_map") if isinstance(content, dict) else None
+        if not isinstance(shards, dict) or not shards:
+            raise EqaError(f"{index}: no weight_map; fetch it again")
+        missing = sorted({str(shard) for shard in shards.values()} - set(names))
+        if missing:
+            raise EqaError(f"{folder / missing[0]}: listed in {index.name} but missing; fetch the model again")
+    return sum(safetensors_parameters(folder / name) for name in names)
+
+
+def check_pinned_file(file: Path, record: Mapping, key: str) -> None:
+    """Raises:
+    EqaError: the file is missing or is not as config/models.lock.json says.
+    """
+    if not file.is_file():
+        raise EqaError(
+            f"{file}: pinned under {key} but missing; complete the folder, or run `make pin-model` for another"
+        )
+    found = sha256_file(file)
+    if file.stat().st_size != record["size"] or found != record["sha256"]:
+        raise EqaError(
+            f"{file}: expected sha256 {record['sha256']} ({key}), found {found}; "
+            "use the pinned file, or run `make pin-model`"
+        )
+
+
+def check_name(name: str) -> None:
+    """Raises:
+    EqaError: `model.name` is no "owner/name".
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name, re.ASCII):
+        raise EqaError(
+            f"config: model.name={name!r} is no repository; write it as owner/name, such as Qwen/Qwen3-VL-2B-Instruct"
+        )
+
+
+def stage_of(output: Path, source: str, name: str, revision: str) -> Path:
+    """Where a download of this model and revision gathers: beside the base model's folder."""
+    return output.parent / STAGE / f"{source}--{name.replace('/', '--')}--{re.sub(r'[^A-Za-z0-9._-]', '-', revision)}"
+
+
+# ------------------------------------------------------------------------------------------------ hubs
+
+
+def hub_endpoint(source: str) -> str:
+    """The hub's address: HF_ENDPOINT or MODELSCOPE_ENDPOINT, else its own."""
+    if source == "huggingface":
+        return (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
+    return (os.environ.get("MODELSCOPE_ENDPOINT") or "https://modelscope.cn").rstrip("/")
+
+
+def hub_address(source: str, name: str, revision: str, file: str) -> str:
+    """Where one file of a revision is downloaded from."""
+    if source == "huggingface":
+        from huggingface_hub import hf_hub_url
+
+        return hf_hub_url(name, file, revision=revision, endpoint=hub_endpoint(source))
+    query = f"Revision={quote(revision, safe='')}&FilePath={quote(file, safe='')}"
+    return f"{hub_endpoint(source)}/api/v1/models/{name}/repo?{query}"
+
+
+def hub_headers(source: str) -> dict[str, str]:
+    """What the hub wants to be told; Hugging Face's token where there is one, from its own places (HF_TOKEN)."""
+    if source == "huggingface":
+        from huggingface_hub.utils import build_hf_headers
+
+        return build_hf_headers()
+    return {}
+
+
+def list_hub(source: str, name: str, revision: str) -> tuple[str, list[HubFile]]:
+    """The commit that `revision` names, and the repository's files.
+
+    ModelScope's listing names no commit of the whole: there the revision stays as given and the hashes alone pin it.
+
+    Raises:
+        EqaError: no such model or revision, no permission, no connection.
+    """
+    endpoint = hub_endpoint(source)
+    if source == "huggingface":
+        return _list_huggingface(endpoint, name, revision)
+    return revision, _list_modelscope(endpoint, name, revision)
+
+
+def _list_huggingface(endpoint: str, name: str, revision: str) -> tuple[str, list[HubFile]]:
+    import httpx2  # the client that huggingface_hub 2 speaks through
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+
+    logging.getLogger("httpx2").setLevel(logging.WARNING)  # one line a request is too much
+    try:
+        info = HfApi(endpoint=endpoint).model_info(name, revision=revision, files_metadata=True, timeout=30)
+    except GatedRepoError:
+        raise EqaError(f"{endpoint}/{name}: access must be asked for there; then export HF_TOKEN") from None
+    except RevisionNotFoundError:
+        raise EqaError(f"{endpoint}/{name}: no revision {revision!r}; correct --revision") from None
+    except RepositoryNotFoundError:
+        raise EqaError(
+            f"{endpoint}/{name}: no such model, or it is private; correct model.name or export HF_TOKEN"
+        ) from None
+    except HfHubHTTPError as error:
+        code = error.response.status_code if error.response is not None else "an error"
+        raise EqaError(
+            f"{endpoint}/{name}: the hub answers {code}; try again later or set HF_ENDPOINT to a mirror"
+        ) from None
+    except (httpx2.HTTPError, OSError) as error:
+        raise EqaError(f"{endpoint}: {error}; check the network or set HF_ENDPOINT to a mirror") from None
+    if not re.fullmatch("[0-9a-f]{40}", info.sha or ""):
+        raise EqaError(f"{endpoint}/{name}: the hub names no commit for {revision!r}; correct --revision")
+    files = [HubFile(s.rfilename, s.size or 0, s.lfs.sha256 if s.lfs else "") for s in info.siblings or []]
+    return info.sha, files
+
+
+def _list_modelscope(endpoint: str, name: str, revision: str) -> list[HubFile]:
+    import httpx
+
+    address = f"{endpoint}/api/v1/models/{name}/repo/files"
+    try:
+        answer = httpx.get(
+            address, params={"Revision": revision, "Recursive": "True"}, timeout=30, follow_redirects=True
+        )
+    except httpx.HTTPError as error:
+        raise EqaError(f"{endpoint}: {error}; check the network or set MODELSCOPE_ENDPOINT") from None
+    if answer.status_code != httpx.codes.OK:
+        raise EqaError(
+            f"{address}: the hub answers {answer.status_code} for revision {revision!r}; "
+            "correct model.name or --revision"
+        )
+    try:
+        rows = answer.json()["Data"]["Files"]
+        return [HubFile(r["Path"], int(r["Size"]), r.get("Sha256") or "") for r in rows if r.get("Type") != "tree"]
+    except (ValueError, KeyError, TypeError):
+        raise EqaError(f"{address}: the hub's answer is no listing of files; check MODELSCOPE_ENDPOINT") from None

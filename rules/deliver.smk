@@ -54,7 +54,7 @@ rule verify_merge:
     shell:
         """
         uv run --frozen --project envs/train python -m scripts.verify_merge \
-            --base {input.base:q} --adapter {input.adapter:q} --merged {input.merged:q} --test {input.test:q} \
+            --base {input.base:q} --adapter {input.adapter:q} --merged {input.merged:q} --test {input.test:q} --frames {input.frames:q} \
             --config {params.config:q} --output {output:q} >{log:q} 2>&1
         """
 

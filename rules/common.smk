@@ -27,7 +27,7 @@ except EqaError as error:
 wildcard_constraints:
     shard="[0-9]{4}",
     split="train|val|test",
-    model="base|tuned|blind|majority",
+    model="base|tuned|blind|majority|base4bit",
     server="ollama|lmdeploy|llamacpp",
 
 
@@ -42,8 +42,16 @@ def code(script):
 
 
 def adapter_of(model):
-    """The adapter's manifest for the tuned model; nothing for the others."""
-    return "results/adapter/manifest.json" if model == "tuned" else []
+    """The adapter's manifest for the tuned model and engines that take adapters; nothing for the others."""
+    takes = config["predict"]["engine"] in ("transformers", "llamafactory")
+    return ["results/adapter/manifest.json"] if model == "tuned" and takes else []
+
+
+def merged_of(model):
+    """The merged model's manifest and the proof of the merge, for the tuned model and engines that take no adapter."""
+    if model != "tuned" or adapter_of(model):
+        return []
+    return ["results/merged/manifest.json", "results/merged/verify.json"]
 
 
 def source_listing():

@@ -18,6 +18,7 @@ rule predict:
         frames="results/frames/manifest.json",
         base="models/base/manifest.json",
         adapter=lambda wildcards: adapter_of(wildcards.model),
+        merged=lambda wildcards: merged_of(wildcards.model),
     output:
         predictions="results/predictions/{model}.jsonl",
         facts="results/predictions/{model}.meta.json",
@@ -26,22 +27,24 @@ rule predict:
     benchmark:
         "benchmarks/predict/{model}.tsv"
     wildcard_constraints:
-        model="base|tuned|blind",
+        # base4bit, asked for by name: what scoring the base in 4 bits would cost
+        model="base|tuned|blind|base4bit",
     threads: 2
     resources:
         gpu=1,
         mem_mb=memory(2500),
     params:
         config=canonical("predict", "vision", "train.template", "train.cutoff_len"),
-        adapter=lambda wildcards, input: (
-            f"--adapter {input.adapter}" if input.adapter else ""
+        weights=lambda wildcards, input: " ".join(
+            [f"--adapter {name}" for name in input.adapter]
+            + [f"--merged {name}" for name in input.merged[:1]]
         ),
     shell:
         """
         uv run --frozen --project "$(dirname {input.lock:q})" python -m scripts.predict \
-            --model {wildcards.model:q} --test {input.test:q} --base {input.base:q} {params.adapter} \
-            --config {params.config:q} --work-dir work/predict --output {output.predictions:q} \
-            --meta {output.facts:q} >{log:q} 2>&1
+            --model {wildcards.model:q} --test {input.test:q} --frames {input.frames:q} \
+            --base {input.base:q} {params.weights} --config {params.config:q} --work-dir work/predict \
+            --output {output.predictions:q} --meta {output.facts:q} >{log:q} 2>&1
         """
 
 
@@ -98,6 +101,7 @@ rule judge_answers:
         predictions="results/predictions/{model}.jsonl",
         questions="results/index/questions.json",
         split="results/split/split.json",
+        prompts="data/raw/openeqa/prompts/manifest.json",
     output:
         "results/metrics/llm_match_{model}.json",
     log:
@@ -105,12 +109,13 @@ rule judge_answers:
     wildcard_constraints:
         model="base|tuned",
     params:
-        config=canonical("judge", "score", "deliver.llm_match", "data.source"),
+        config=canonical("judge", "score", "deliver.llm_match"),
     shell:
         """
         uv run --frozen python -m scripts.judge_answers \
             --model {wildcards.model:q} --predictions {input.predictions:q} --questions {input.questions:q} \
-            --split {input.split:q} --config {params.config:q} --work-dir work/judge --output {output:q} >{log:q} 2>&1
+            --split {input.split:q} --prompts {input.prompts:q} --config {params.config:q} \
+            --work-dir work/judge --output {output:q} >{log:q} 2>&1
         """
 
 

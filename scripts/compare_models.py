@@ -141,7 +141,11 @@ def run(args: argparse.Namespace) -> dict:
     write_json(args.comparison, {"pairs": pairs, "score": settings, "count": len(wanted)})
     write_json(args.output, flat_metrics(scores, pairs, judged))
     headline = pairs["tuned_minus_base"]["overall"]["exact_match"]
-    return {"count": len(wanted), "tuned_minus_base_exact_match": headline["difference"], "verdict": headline["verdict"]}
+    return {
+        "count": len(wanted),
+        "tuned_minus_base_exact_match": headline["difference"],
+        "verdict": headline["verdict"],
+    }
 
 
 def build_parser() -> argparse.ArgumentParser:

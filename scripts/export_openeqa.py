@@ -1,9 +1,10 @@
 """Write predictions in Open-EQA's own results format: a JSON list of {question_id, answer}.
 
-The official evaluator refuses a list that lacks some of its 1,636 questions; a test part is such a list: give it --force.
+The official evaluator refuses a list that lacks some of its 1,636 questions, as a test part does: give it --force.
 
 By hand:
-    python -m scripts.export_openeqa --predictions results/predictions/tuned.jsonl --output results/predictions/tuned.openeqa.json
+    python -m scripts.export_openeqa --predictions results/predictions/tuned.jsonl \
+        --output results/predictions/tuned.openeqa.json
 """
 
 from __future__ import annotations

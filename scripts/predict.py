@@ -10,11 +10,9 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import logging
-import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from scripts.lib.cli import entry, json_argument, path_argument
@@ -23,6 +21,7 @@ from scripts.lib.engines.base import TUTORIAL, Question, Setup, open_engine
 from scripts.lib.errors import EqaError
 from scripts.lib.evaluation import check_ids, listed
 from scripts.lib.files import check_manifest, read_json, remove, safe_join, sha256_file, write_json, write_jsonl
+from scripts.lib.journal import append_journal, read_journal
 from scripts.lib.sharegpt import IMAGE
 
 log = logging.getLogger(__name__)
@@ -62,7 +61,7 @@ def _question(row: object, where: str, frames_dir: Path, blind: bool) -> Questio
         raise EqaError(f"{where} lacks question_id, episode_history, images or messages; run again the rule build_sft")
     if content.count(IMAGE) != len(images):
         raise EqaError(
-            f"{where} ({name}) has {content.count(IMAGE)} {IMAGE} for {len(images)} pictures; run again the rule build_sft"
+            f"{where} ({name}) has {content.count(IMAGE)} {IMAGE} for {len(images)} pictures; rerun build_sft"
         )
     if blind:
         return Question(name, episode, content.replace(IMAGE, ""), ())
@@ -76,38 +75,11 @@ def plan(questions: Sequence[Question], batch_size: int) -> list[list[Question]]
 
 
 def read_partial(path: Path) -> dict[str, str]:
-    """Answers of an interrupted run; a torn last line is cut off the file, so that what is appended starts afresh.
-
-    Returns:
-        {question_id: prediction}; empty where there is no such file.
-    """
-    if not path.exists():
-        return {}
-    data = path.read_bytes()
-    whole = data[: data.rfind(b"\n") + 1]
-    answers: dict[str, str] = {}
-    kept = 0
-    for line in whole.splitlines(keepends=True):
-        try:
-            row = json.loads(line)
-            answers[row["question_id"]] = str(row["prediction"])
-        except (ValueError, KeyError, TypeError):
-            break  # a torn write in the middle: nothing after it is trusted
-        kept += len(line)
-    if kept < len(data):
-        log.info("%s: dropped %d bytes of an unfinished line", path, len(data) - kept)
-        with path.open("r+b") as file:
-            file.truncate(kept)
-    return answers
-
-
-def append_partial(path: Path, answers: Iterable[tuple[str, str]]) -> None:
-    """Append answers and wait until they are on the disk."""
-    lines = "".join(json.dumps({"question_id": n, "prediction": p}, ensure_ascii=False) + "\n" for n, p in answers)
-    with path.open("a", encoding="utf-8") as file:
-        file.write(lines)
-        file.flush()
-        os.fsync(file.fileno())
+    """{question_id: prediction} of an interrupted run."""
+    rows = read_journal(path)
+    return {
+        r["question_id"]: r["prediction"] for r in rows if isinstance(r.get("prediction"), str) and "question_id" in r
+    }
 
 
 def clean(text: str) -> str:
@@ -133,7 +105,7 @@ def choose_weights(model: str, engine: str, adapter: str | None, merged: str | N
 
 
 def device_kind() -> str:
-    """"cuda" or "cpu": half precision differs between them, so their partial results are kept apart."""
+    """ "cuda" or "cpu": half precision differs between them, so their partial results are kept apart."""
     try:
         import torch
     except ImportError:
@@ -147,7 +119,9 @@ def run(args: argparse.Namespace) -> dict:
     predict = config["predict"]
     engine_name = predict["engine"]
     if model == "base4bit" and engine_name != "transformers":
-        raise EqaError(f"model base4bit needs predict.engine=transformers, not {engine_name}; set it in config/config.yaml")
+        raise EqaError(
+            f"model base4bit needs predict.engine=transformers, not {engine_name}; set it in config/config.yaml"
+        )
     questions = read_test(args.test, args.frames_dir, blind=model == "blind")
     weights = choose_weights(model, engine_name, args.adapter, args.merged)
     manifest = Path(args.merged) if weights == "merged" else args.base
@@ -218,17 +192,15 @@ def generate(questions: Sequence[Question], setup: Setup, partial: Path) -> tupl
     facts: dict = {"resumed": len(answers)}
     if waiting:
         engine = open_engine(predict["engine"], setup)
-        done = 0
-        for batch, texts in zip(waiting, engine.answer(waiting), strict=True):
+        for done, (batch, texts) in enumerate(zip(waiting, engine.answer(waiting), strict=True), 1):
             if len(texts) != len(batch):
                 raise EqaError(
                     f"predict.engine={predict['engine']} gave {len(texts)} answers to {len(batch)} questions "
                     f"({listed([q.question_id for q in batch])}); run again"
                 )
-            found = [(q.question_id, clean(text)) for q, text in zip(batch, texts, strict=True)]
-            append_partial(partial, found)
-            answers.update(found)
-            done += 1
+            found = {q.question_id: clean(text) for q, text in zip(batch, texts, strict=True)}
+            append_journal(partial, ({"question_id": name, "prediction": text} for name, text in found.items()))
+            answers |= found
             log.info("batch %d of %d: %d of %d answers", done, len(waiting), len(answers), len(questions))
         facts |= engine.facts()
     return answers, facts
@@ -250,7 +222,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--base", type=path_argument, required=True, help="models/base/manifest.json")
     parser.add_argument("--adapter", help="results/adapter/manifest.json, for tuned")
     parser.add_argument("--merged", help="results/merged/manifest.json, for tuned with engines that take no adapter")
-    parser.add_argument("--frames-dir", type=path_argument, default=Path("results/frames"), help="folder of the pictures")
+    parser.add_argument(
+        "--frames-dir", type=path_argument, default=Path("results/frames"), help="folder of the pictures"
+    )
     parser.add_argument("--config", type=json_argument, required=True, help="sections predict, vision, train as JSON")
     parser.add_argument("--work-dir", type=path_argument, required=True, help="folder for unfinished predictions")
     parser.add_argument("--output", type=path_argument, required=True, help="answers, one JSON object a line")

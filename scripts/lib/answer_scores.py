@@ -29,12 +29,12 @@ def check_answer(value: object, where: str) -> str:
         shown = repr(value)[:60]
         raise EqaError(f"{where}: the prediction is {shown} ({type(value).__name__}); text is wanted, predict again")
     if any("\ud800" <= char <= "\udfff" for char in value):
-        raise EqaError(f"{where}: the prediction holds half a character (a lone surrogate), which is no text; predict again")
+        raise EqaError(f"{where}: the prediction holds half a character (a lone surrogate); predict again")
     return value
 
 
 def exact_match(prediction: str, accepted: Sequence[str]) -> float:
-    """100 where the normalised prediction equals a normalised accepted answer, else 0. An empty answer is never right."""
+    """100 where the normalised prediction equals a normalised accepted answer, else 0; an empty one is wrong."""
     mine = normalised_words(prediction)
     return 100.0 if mine and any(mine == normalised_words(answer) for answer in accepted) else 0.0
 
@@ -58,7 +58,7 @@ def yes_no(prediction: str, accepted: Sequence[str]) -> float | None:
 
 
 def bleu4(prediction: str, accepted: Sequence[str]) -> float:
-    """Sentence BLEU up to 4-grams (sacrebleu, tokenizer 13a), orders longer than the text left out, best accepted answer.
+    """Sentence BLEU up to 4-grams (sacrebleu, tokenizer 13a), orders over its length left out; best accepted answer.
 
     Leaving them out ("effective order") is what sacrebleu advises for sentences: an exact "No" scores 100, not 0.
     """

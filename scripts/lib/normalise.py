@@ -11,12 +11,11 @@ import re
 import unicodedata
 
 ARTICLES = frozenset({"a", "an", "the"})
-NUMBER_WORDS = {
-    word: str(value)
-    for value, word in enumerate(
-        ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty"]
-    )
-}
+NUMBERS = (
+    *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"),
+    *("eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty"),
+)
+NUMBER_WORDS = {word: str(value) for value, word in enumerate(NUMBERS)}
 WORD = re.compile(r"[^\W_]+")
 
 
@@ -43,6 +42,6 @@ def normalised(text: str) -> str:
 
 
 def yes_or_no(text: str) -> str | None:
-    """"yes" or "no" where the text starts with that word, else None."""
+    """ "yes" or "no" where the text starts with that word, else None."""
     found = normalised_words(text)
     return found[0] if found and found[0] in ("yes", "no") else None

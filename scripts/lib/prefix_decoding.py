@@ -11,7 +11,7 @@ never leaves them to the library:
 
 Episodes of one batch may have prefixes of different lengths: shorter ones are padded on the left, as are the questions,
 so that every row's next token is the last column. Padded keys are masked; positions are explicit, so padding moves
-nothing. In float32 the answers are those of whole prompts token by token; in bfloat16 no two batch shapes agree exactly.
+nothing. In float32 the answers are those of whole prompts token by token; in bfloat16 no two batch shapes agree.
 """
 
 from __future__ import annotations
@@ -227,7 +227,9 @@ def sampler(names: Sequence[str], seed: int, temperature: float, top_p: float, t
         before = share.cumsum(-1) - share
         share = torch.where(before < top_p, share, 0.0)
         edges = share.cumsum(-1)
-        draws = torch.tensor([[uniform(seed, names[row], step)] for row in rows], dtype=edges.dtype, device=edges.device)
+        draws = torch.tensor(
+            [[uniform(seed, names[row], step)] for row in rows], dtype=edges.dtype, device=edges.device
+        )
         picks = (edges < draws * edges[:, -1:]).sum(-1, keepdim=True).clamp(max=edges.shape[-1] - 1)
         return order.gather(-1, picks)[:, 0]
 
@@ -290,7 +292,9 @@ def _buffered_layer(keys: torch.Tensor, values: torch.Tensor, filled: int) -> ob
             self.all_keys, self.all_values, self.end = all_keys, all_values, end
             self.keys, self.values = all_keys[:, :, :end], all_values[:, :, :end]
 
-        def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object) -> tuple:
+        def update(
+            self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
+        ) -> tuple:
             end = self.end + key_states.shape[-2]
             self.all_keys[:, :, self.end : end] = key_states
             self.all_values[:, :, self.end : end] = value_states

@@ -10,7 +10,8 @@ from scripts.lib.files import write_json, write_manifest
 from scripts.lib.sharegpt import sample
 
 PROMPT = "Look at the pictures of a place and answer with a few words.\nQuestion: {question}"
-WORDS = ["red", "blue", "chair", "table", "lamp", "window", "door", "sofa", "kitchen", "bedroom", "which", "colour", "is", "the", "near", "how", "many", "are", "there", "on", "wall"]
+TEXT = "red blue chair table lamp window door sofa kitchen bedroom which colour is the near how many are there on wall"
+WORDS = TEXT.split()
 CONFIG = {
     "predict": {
         "engine": "transformers",
@@ -65,6 +66,13 @@ def make_adapter(base: Path, folder: Path) -> Path:
     return folder / "manifest.json"
 
 
+def make_tiny(folder: Path, questions: int = 11) -> dict[str, Path]:
+    """Base, adapter and test part in one folder."""
+    base = make_base(folder / "base")
+    test = make_test_part(folder, questions=questions)
+    return {"folder": folder, "base": base, "test": test, "adapter": make_adapter(base, folder / "adapter")}
+
+
 def make_test_part(folder: Path, episodes: int = 3, questions: int = 11, frames: int = 8, longest: int = 12) -> Path:
     """test.json, dataset_info.json and frames of noise; the middle episode has pictures of another size.
 
@@ -107,7 +115,14 @@ def arguments(folder: Path, base: Path, test: Path, settings: dict, model: str =
     """Command line of scripts.predict."""
     line = ["--model", model, "--test", test, "--base", base, "--frames-dir", test.parent.parent / "frames"]
     line += ["--frames", test.parent.parent / "frames/manifest.json", "--config", json.dumps(settings)]
-    line += ["--work-dir", folder / "work", "--output", folder / f"{model}.jsonl", "--meta", folder / f"{model}.meta.json"]
+    line += [
+        "--work-dir",
+        folder / "work",
+        "--output",
+        folder / f"{model}.jsonl",
+        "--meta",
+        folder / f"{model}.meta.json",
+    ]
     for key, value in extra.items():
         line += [f"--{key}", value]
     return [str(word) for word in line]

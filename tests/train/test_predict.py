@@ -15,20 +15,21 @@ from tests.train import prediction_data
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("tiny")
-    base = prediction_data.make_base(folder / "base")
-    test = prediction_data.make_test_part(folder, questions=5)
-    return {"folder": folder, "base": base, "test": test, "adapter": prediction_data.make_adapter(base, folder / "adapter")}
+    return prediction_data.make_tiny(tmp_path_factory.mktemp("tiny"), questions=5)
 
 
 def predicted(folder: Path, tiny: dict, model: str = "base", **changes: object) -> dict[str, str]:
     extra = {"adapter": tiny["adapter"]} if model == "tuned" else {}
-    line = prediction_data.arguments(folder, tiny["base"], tiny["test"], prediction_data.config(**changes), model, **extra)
+    line = prediction_data.arguments(
+        folder, tiny["base"], tiny["test"], prediction_data.config(**changes), model, **extra
+    )
     assert predict.main(line) == 0
     return prediction_data.answers(folder / f"{model}.jsonl")
 
 
-def test_models_answer_every_question_and_differently(tiny: dict, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_models_answer_every_question_and_differently(
+    tiny: dict, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     found = {model: predicted(tmp_path, tiny, model) for model in ("base", "tuned", "blind", "base4bit")}
     for model, answers in found.items():
         assert list(answers) == [f"q{e}-{q:02d}" for e in range(3) for q in range(5)], model
@@ -67,7 +68,7 @@ def test_sampling_is_seeded(tiny: dict, tmp_path: Path) -> None:
 def test_an_interrupted_run_goes_on(tiny: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = predicted(tmp_path / "whole", tiny, batch_size=4)
     line = prediction_data.arguments(tmp_path, tiny["base"], tiny["test"], prediction_data.config(batch_size=4))
-    append, calls = predict.append_partial, []
+    append, calls = predict.append_journal, []
 
     def dies(path: Path, answers: list) -> None:
         append(path, answers)
@@ -75,7 +76,7 @@ def test_an_interrupted_run_goes_on(tiny: dict, tmp_path: Path, monkeypatch: pyt
         if len(calls) == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(predict, "append_partial", dies)
+    monkeypatch.setattr(predict, "append_journal", dies)
     with pytest.raises(KeyboardInterrupt):
         predict.main(line)
     monkeypatch.undo()
@@ -96,9 +97,11 @@ def test_another_recipe_does_not_go_on_from_it(tiny: dict, tmp_path: Path, monke
     def dies(path: Path, answers: list) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(predict, "append_partial", dies)
+    monkeypatch.setattr(predict, "append_journal", dies)
     for tokens in (8, 9):
-        line = prediction_data.arguments(tmp_path, tiny["base"], tiny["test"], prediction_data.config(max_new_tokens=tokens))
+        line = prediction_data.arguments(
+            tmp_path, tiny["base"], tiny["test"], prediction_data.config(max_new_tokens=tokens)
+        )
         with pytest.raises(KeyboardInterrupt):
             predict.main(line)
     assert len(list((tmp_path / "work").glob("*/"))) == 2

@@ -17,10 +17,7 @@ from tests.train import prediction_data
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("tiny")
-    base = prediction_data.make_base(folder / "base")
-    test = prediction_data.make_test_part(folder)
-    return {"folder": folder, "base": base, "test": test, "adapter": prediction_data.make_adapter(base, folder / "adapter")}
+    return prediction_data.make_tiny(tmp_path_factory.mktemp("tiny"))
 
 
 def engine_for(tiny: dict, **changes: object) -> TransformersEngine:
@@ -139,9 +136,12 @@ def test_sampling_depends_on_the_question_and_not_on_the_batch(tiny: dict) -> No
     assert sampled(questions[::-1], 7) == together
     assert sampled(questions[2:4], 7) == {q.question_id: together[q.question_id] for q in questions[2:4]}
     assert sampled(questions, 8) != together
-    greedy = decode(engine.model, [prefix], [Prompt(0, episode.suffixes[q.question_id]) for q in questions], 6, [-1], 0)
+    prompts = [Prompt(0, episode.suffixes[q.question_id]) for q in questions]
+    greedy = decode(engine.model, [prefix], prompts, 6, [-1], 0)
     cold = sampler([q.question_id for q in questions], 7, 1e-6, 1.0, 50)
-    cold_found = decode(engine.model, [prefix], [Prompt(0, episode.suffixes[q.question_id]) for q in questions], 6, [-1], 0, cold)
+    cold_found = decode(
+        engine.model, [prefix], [Prompt(0, episode.suffixes[q.question_id]) for q in questions], 6, [-1], 0, cold
+    )
     assert cold_found == greedy
 
 

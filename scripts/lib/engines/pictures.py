@@ -32,7 +32,9 @@ def open_picture(path: Path, max_pixels: int, min_pixels: int) -> Image:
         with Image.open(path) as image:
             image.load()
     except FileNotFoundError:
-        raise EqaError(f"{path}: this frame does not exist; `dvc checkout` or run again the rule sample_frames") from None
+        raise EqaError(
+            f"{path}: this frame does not exist; `dvc checkout` or run again the rule sample_frames"
+        ) from None
     except (UnidentifiedImageError, OSError, SyntaxError) as error:
         raise EqaError(f"{path}: no readable picture ({error}); run again the rule sample_frames") from None
     size = llamafactory_size(image.width, image.height, max_pixels, min_pixels)

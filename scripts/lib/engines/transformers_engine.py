@@ -139,7 +139,7 @@ class TransformersEngine:
         limit = self.setup.config["train"]["cutoff_len"]
         if len(expanded) >= limit:
             raise EqaError(
-                f"question_id {name}: a prompt of {len(expanded)} tokens leaves no room under train.cutoff_len={limit}; "
+                f"question_id {name}: a prompt of {len(expanded)} tokens reaches train.cutoff_len={limit}; "
                 "raise train.cutoff_len or lower vision.image_max_pixels"
             )
         return expanded

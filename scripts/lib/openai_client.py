@@ -1,0 +1,216 @@
+"""One question to any OpenAI-compatible server: retries with backoff, rate limit, no key in any message."""
+
+from __future__ import annotations
+
+import email.utils
+import ipaddress
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+from scripts.lib.errors import EqaError
+
+log = logging.getLogger(__name__)
+ATTEMPTS = 6
+FIRST_WAIT_S = 1.0
+LONGEST_WAIT_S = 60.0
+TIMEOUT_S = 120.0
+RETRIED_STATUS = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
+SHOWN_BODY = 200  # characters of a server's message that an error repeats
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a server said.
+
+    Attributes:
+        text: the first choice's content.
+        model: the model that the server names; may be more exact than the one asked for.
+        fingerprint: the server's own revision mark (OpenAI's system_fingerprint), "" without one.
+        finish: why it ended: "stop", "length", ...; "" where not said.
+        prompt_tokens, answer_tokens: as the server counts; 0 where it does not.
+    """
+
+    text: str
+    model: str = ""
+    fingerprint: str = ""
+    finish: str = ""
+    prompt_tokens: int = 0
+    answer_tokens: int = 0
+
+
+@dataclass
+class RateLimit:
+    """At most `per_minute` starts a minute, evenly spaced, over all threads."""
+
+    per_minute: float
+    clock: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], None] = time.sleep
+    _next: float = field(default=0.0, init=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
+
+    def wait(self) -> None:
+        """Return when the next request may start."""
+        with self._lock:
+            now = self.clock()
+            start = max(now, self._next)
+            self._next = start + 60.0 / self.per_minute
+        if start > now:
+            self.sleep(start - now)
+
+
+def chat(
+    url: str,
+    model: str,
+    messages: Sequence[Mapping],
+    *,
+    key: str = "",
+    timeout_s: float = TIMEOUT_S,
+    attempts: int = ATTEMPTS,
+    limit: RateLimit | None = None,
+    sleep: Callable[[float], None] = time.sleep,
+    what: str = "server",
+    **options: object,
+) -> Reply:
+    """Ask once, patiently.
+
+    Args:
+        url: base address such as http://127.0.0.1:23333/v1, with or without /chat/completions.
+        model: name that the server knows.
+        messages: OpenAI chat messages.
+        key: bearer token; "" sends none.
+        timeout_s: of each attempt.
+        attempts: tries before giving up: on timeouts, broken connections, 429, 5xx and replies that are no chat reply.
+        limit: shared by all callers that the server counts together.
+        sleep: replaced in tests.
+        what: names the server in messages, such as "judge.url".
+        options: temperature, max_tokens, seed, top_p and the like, sent as they are.
+    Raises:
+        EqaError: the server refuses (4xx), or still fails at the last attempt. Never shows the key.
+    """
+    import httpx
+
+    address = endpoint(url, what)
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    body = {"model": model, "messages": list(messages), **options}
+    fault = ""
+    for attempt in range(attempts):
+        if limit:
+            limit.wait()
+        asked_wait: float | None = None
+        try:
+            # a proxy from the environment must not see what is meant for this machine
+            with httpx.Client(timeout=timeout_s, trust_env=not is_local(address), follow_redirects=False) as client:
+                response = client.post(address, json=body, headers=headers)
+            if response.status_code == 200:
+                return parse_reply(response.content)
+            fault = f"HTTP {response.status_code}: {_shown(response.text, key)}"
+            if response.status_code not in RETRIED_STATUS:
+                raise EqaError(
+                    f"{what}={_public(address)} refused the request: {fault}; {_advice(response.status_code, what)}"
+                )
+            asked_wait = retry_after(response.headers.get("retry-after", ""))
+        except httpx.TimeoutException:
+            fault = f"no answer within {timeout_s:g} s"
+        except httpx.TransportError as error:
+            fault = f"{type(error).__name__}: {_shown(str(error), key)}"
+        except ValueError as error:
+            fault = f"a reply that is no chat completion ({_shown(str(error), key)})"
+        if attempt + 1 < attempts:
+            wait = asked_wait if asked_wait is not None else min(FIRST_WAIT_S * 2**attempt, LONGEST_WAIT_S)
+            log.info("%s: %s; attempt %d of %d in %.1f s", _public(address), fault, attempt + 2, attempts, wait)
+            sleep(wait)
+    raise EqaError(f"{what}={_public(address)}: {fault}, {attempts} times; see that the server runs, then run again")
+
+
+def endpoint(url: str, what: str = "url") -> str:
+    """The address of chat completions under a base address.
+
+    Raises:
+        EqaError: no http or https address.
+    """
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise EqaError(f"{what}={url}: no http address; write one such as http://127.0.0.1:23333/v1")
+    base = url.rstrip("/")
+    return base if base.endswith("/chat/completions") else f"{base}/chat/completions"
+
+
+def is_local(url: str) -> bool:
+    """Whether the address is this machine's loopback."""
+    host = urlsplit(url).hostname or ""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def parse_reply(body: bytes) -> Reply:
+    """The first choice of a chat completion.
+
+    Raises:
+        ValueError: not JSON, or not that shape.
+    """
+    try:
+        data = json.loads(body)
+        choice = data["choices"][0]
+        text = choice["message"]["content"]
+    except (UnicodeDecodeError, RecursionError, KeyError, IndexError, TypeError) as error:
+        raise ValueError(f"{type(error).__name__}: {error}") from None
+    if text is None:
+        text = ""  # a refusal or an empty answer
+    if not isinstance(text, str):
+        raise ValueError(f"content is {type(text).__name__}")
+    usage = data.get("usage") if isinstance(data.get("usage"), dict) else {}
+
+    def count(name: str) -> int:
+        return usage[name] if isinstance(usage.get(name), int) else 0
+
+    return Reply(
+        text,
+        str(data.get("model") or ""),
+        str(data.get("system_fingerprint") or ""),
+        str(choice.get("finish_reason") or ""),
+        count("prompt_tokens"),
+        count("completion_tokens"),
+    )
+
+
+def retry_after(header: str, now: float | None = None) -> float | None:
+    """Seconds that a Retry-After header asks for, at most LONGEST_WAIT_S; None without a readable one."""
+    header = header.strip()
+    if not header:
+        return None
+    try:
+        wait = float(header)
+    except ValueError:
+        try:
+            wait = email.utils.parsedate_to_datetime(header).timestamp() - (time.time() if now is None else now)
+        except (ValueError, TypeError):
+            return None
+    return min(max(wait, 0.0), LONGEST_WAIT_S) if wait == wait else None
+
+
+def _public(address: str) -> str:
+    """The address without user name, password and query."""
+    parts = urlsplit(address)
+    host = parts.hostname or ""
+    host = f"[{host}]" if ":" in host else host
+    return f"{parts.scheme}://{host}{f':{parts.port}' if parts.port else ''}{parts.path}"
+
+
+def _shown(text: str, key: str) -> str:
+    text = " ".join(text.split())
+    return (text.replace(key, "***") if key else text)[:SHOWN_BODY]
+
+
+def _advice(status: int, what: str) -> str:
+    if status in (401, 403):
+        return "its key is wrong or missing"
+    if status == 404:
+        return f"correct {what} (it ends in /v1 as a rule) or the model's name"
+    return "mend what it names, then run again"

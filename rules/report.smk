@@ -45,6 +45,27 @@ rule write_model_card:
         """
 
 
+rule write_plots:
+    # Flat tables for `dvc plots diff`; in git, not in the DVC cache.
+    input:
+        code=code("write_plots"),
+        lock="uv.lock",
+        curves="results/train_log/curves.json",
+        scores=expand("results/metrics/{model}.json", model=["base", "tuned"]),
+    output:
+        "results/plots/train_loss.csv",
+        "results/plots/val_loss.csv",
+        "results/plots/base_categories.csv",
+        "results/plots/tuned_categories.csv",
+    log:
+        "logs/write_plots.log",
+    shell:
+        """
+        uv run --frozen python -m scripts.write_plots \
+            --curves {input.curves:q} --scores {input.scores:q} --output-dir results/plots > {log:q} 2>&1
+        """
+
+
 rule write_report:
     # One self-contained page.
     input:
@@ -81,8 +102,9 @@ rule write_report:
         """
 
 
+# Every output of every rule, not only the last ones: Snakemake does not miss a file that only finished jobs read.
 ARTIFACTS = [
-    "data/raw/demo/manifest.json",
+    expand("data/raw/demo/{name}.json", name=["questions", "manifest"]),
     "data/raw/openeqa/questions.json",
     "data/raw/openeqa/prompts/manifest.json",
     "data/raw/openeqa/source.json",
@@ -91,16 +113,18 @@ ARTIFACTS = [
     "results/index/episodes.json",
     "results/index/questions.json",
     "results/split/split.json",
+    expand("results/frames/shards/{shard}.json", shard=SHARDS),
     "results/frames/manifest.json",
     expand(
         "results/sft/{name}.json",
         name=["dataset_info", "train", "val", "test", "token_budget"],
     ),
     "results/adapter/manifest.json",
-    "results/train_log/curves.json",
-    expand("results/predictions/{model}.jsonl", model=MODELS),
+    expand("results/train_log/{name}", name=["curves.json", "loss.png"]),
+    expand("results/predictions/{model}.{kind}", model=MODELS, kind=["jsonl", "meta.json"]),
     expand("results/predictions/{model}.openeqa.json", model=["base", "tuned"]),
-    expand("results/metrics/{model}.json", model=MODELS),
+    expand("results/metrics/{model}.{kind}", model=MODELS, kind=["json", "questions.jsonl"]),
+    "results/metrics/comparison.json",
     expand("results/metrics/llm_match_{model}.json", model=["base", "tuned"]),
     "results/metrics.json",
     "results/merged/manifest.json",
@@ -110,5 +134,6 @@ ARTIFACTS = [
     "results/ollama/import.json",
     "results/serve/lmdeploy.json",
     "results/model_card.md",
+    expand("results/plots/{name}.csv", name=["train_loss", "val_loss", "base_categories", "tuned_categories"]),
     "results/report/index.html",
 ]

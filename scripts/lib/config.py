@@ -129,10 +129,32 @@ def check_sense(config: Mapping) -> None:
         raise EqaError(f"config: split.file={config['split']['file']} does not exist; name a file or set it to \"\"")
     if model["source"] == "local" and not model["path"]:
         raise EqaError('config: model.source=local needs model.path, which is ""; name the folder of the base model')
+    _check_storage(config)
     if config["deliver"]["llm_match"] and not config["judge"]["url"]:
         raise EqaError('config: deliver.llm_match=true needs judge.url, which is ""; name the judge\'s endpoint or set it to false')
     if config["predict"]["engine"] == "openai" and not config["predict"]["url"]:
         raise EqaError('config: predict.engine=openai needs predict.url, which is ""; name the server, such as http://127.0.0.1:23333/v1')
+
+
+def _check_storage(config: Mapping) -> None:
+    """What DVC stores and publishes: a real base model only when asked for, real frames never by oversight."""
+    model, data, report = config["model"], config["data"], config["report"]
+    wanted = "models/base" if model["source"] == "demo" or data["dvc_cache"] else "models/base/manifest.json"
+    if model["dvc_out"] != wanted:
+        raise EqaError(
+            f"config: model.dvc_out={model['dvc_out']} does not fit model.source={model['source']} with "
+            f"data.dvc_cache={str(data['dvc_cache']).lower()}; set model.dvc_out to {wanted}"
+        )
+    if data["source"] and not data["frames_remote"]:
+        raise EqaError(
+            'config: data.frames_remote="" would push real frames to the default DVC remote; set it to unshared, or to a remote '
+            "that only licensees can read"
+        )
+    if data["source"] and report["frames"] == "embed" and not report["dvc_remote"]:
+        raise EqaError(
+            'config: report.dvc_remote="" would push a page that embeds real frames (report.frames=embed) to the default DVC '
+            "remote; set it to unshared, or report.frames to link"
+        )
 
 
 def check_config(config: object, root: Path) -> None:

@@ -8,12 +8,18 @@ from __future__ import annotations
 
 import base64
 import json
+import logging
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from scripts.lib.errors import EqaError
+
+if TYPE_CHECKING:
+    import httpx
 
 SERVERS = ("ollama", "lmdeploy", "llamacpp")
 IMAGE_MARK = "<image>"
@@ -131,6 +137,7 @@ class ChatClient:
     def __init__(self, server: str, url: str, model: str, timeout_s: float = 600.0, num_ctx: int | None = None) -> None:
         import httpx
 
+        logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for each request otherwise
         self.server, self.url, self.model, self.num_ctx = server, url.removesuffix("/v1").rstrip("/"), model, num_ctx
         key = os.environ.get(KEY_VARIABLE) if server != "ollama" else None
         self._http = httpx.Client(
@@ -171,6 +178,19 @@ class ChatClient:
                 f"{names[0] if names else 'NAME'}"
             )
         return names
+
+    def context_length(self) -> int | None:
+        """Tokens that the server holds for one conversation; None where it does not say (LMDeploy, old versions)."""
+        if self.server == "llamacpp":
+            found = self._call("GET", "/v1/models").json().get("data") or [{}]
+            return (found[0].get("meta") or {}).get("n_ctx")
+        if self.server == "ollama":
+            if self.num_ctx:
+                return self.num_ctx
+            shown = self._call("POST", "/api/show", {"model": self.model}).json()
+            match = re.search(r"^num_ctx\s+(\d+)", str(shown.get("parameters", "")), re.MULTILINE)
+            return int(match[1]) if match else None
+        return None
 
     def ask(self, messages: Sequence[Message], decoding: Decoding) -> str:
         """The whole answer."""
@@ -259,11 +279,11 @@ class ChatClient:
             )
         return value
 
-    def _call(self, method: str, path: str):
+    def _call(self, method: str, path: str, body: dict | None = None) -> httpx.Response:
         import httpx
 
         try:
-            reply = self._http.request(method, self.url + path)
+            reply = self._http.request(method, self.url + path, json=body)
         except httpx.HTTPError as error:
             raise EqaError(self._down(error)) from None
         if reply.status_code != 200:
@@ -276,7 +296,7 @@ class ChatClient:
         )
         return f"{self.url}: no answer from {self.server} ({type(error).__name__}); {start}"
 
-    def _refusal(self, path: str, reply, messages: Sequence[Message]) -> str:
+    def _refusal(self, path: str, reply: httpx.Response, messages: Sequence[Message]) -> str:
         if reply.status_code in (401, 403):
             return f"{self.url}: {self.server} refuses the key (HTTP {reply.status_code}); export {KEY_VARIABLE}"
         try:

@@ -1,0 +1,168 @@
+"""Ask the served model about pictures, in one line:
+python -m scripts.ask --server llamacpp --question "What color is the sofa?" frame0.jpg frame1.jpg
+
+Without --question it is a conversation: one question a line, an empty line or Ctrl-D ends it. Servers: ollama
+(OLLAMA_HOST), lmdeploy and llamacpp (serve.host, serve.port in config/config.yaml; key in EQA_SERVE_API_KEY).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from scripts.lib.chat_client import SERVERS, ChatClient, Decoding, Message, default_url, read_image
+from scripts.lib.cli import EXIT_USER_ERROR, one_line, path_argument
+from scripts.lib.config import load_yaml
+from scripts.lib.errors import EqaError
+from scripts.lib.tokens import MARKS_PER_IMAGE, TEXT_ALLOWANCE, TOKEN_SIDE_PX, fitted_size
+
+OLLAMA_IMAGE_TOKENS = 1024 + MARKS_PER_IMAGE  # what Ollama reserves, whatever the size
+PROMPTS = Path("config/prompts")
+
+
+def prepare_picture(path: Path, max_pixels: int) -> tuple[bytes, int]:
+    """A picture as the model saw its training pictures: within vision.image_max_pixels, sides multiples of 32 px.
+
+    Args:
+        path: any picture file that OpenCV reads.
+        max_pixels: config vision.image_max_pixels; 0 leaves the file as it is.
+    Returns:
+        (file bytes, tokens of the picture with its marks).
+    Raises:
+        EqaError: no picture.
+    """
+    import cv2
+    import numpy as np
+
+    data = path.read_bytes() if path.is_file() else read_image(path)
+    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
+    if pixels is None:
+        raise EqaError(f"{path}: no picture that can be read (PNG, JPEG, WebP or BMP is wanted)")
+    height, width = pixels.shape[:2]
+    if not max_pixels:
+        return read_image(path), round(height / TOKEN_SIDE_PX) * round(width / TOKEN_SIDE_PX) + MARKS_PER_IMAGE
+    wanted = fitted_size(width, height, max_pixels)
+    tokens = (wanted[0] // TOKEN_SIDE_PX) * (wanted[1] // TOKEN_SIDE_PX) + MARKS_PER_IMAGE
+    if wanted == (width, height) and data.startswith(b"\xff\xd8\xff"):
+        return data, tokens  # a stored frame: not encoded a second time
+    pixels = cv2.resize(pixels, wanted, interpolation=cv2.INTER_AREA)
+    return cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes(), tokens
+
+
+def check_room(tokens: Sequence[int], context: int | None, answer: int) -> None:
+    """Whether the pictures fit the server's context.
+
+    Args:
+        tokens: of each picture.
+        context: of the server; None where it does not say, then it has the last word itself.
+        answer: longest answer. Unit: tokens.
+    Raises:
+        EqaError: they do not fit; says how many would.
+    """
+    if context is None or sum(tokens) + TEXT_ALLOWANCE + answer <= context:
+        return
+    room, fit = context - TEXT_ALLOWANCE - answer, 0
+    while fit < len(tokens) and sum(tokens[: fit + 1]) <= room:
+        fit += 1
+    raise EqaError(
+        f"{len(tokens)} pictures are {sum(tokens)} tokens, with {TEXT_ALLOWANCE} for the question and {answer} for the "
+        f"answer more than the server's context of {context}; send {fit} or fewer, or serve a longer context"
+    )
+
+
+def read_prompt(name: str, question: str) -> str:
+    """The question inside the prompt that the model was trained with; the bare question for name ""."""
+    if not name:
+        return question
+    path = PROMPTS / f"{name}.txt"
+    try:
+        text = path.read_text(encoding="utf-8").rstrip("\r\n")
+    except FileNotFoundError:
+        raise EqaError(f"{path}: no such prompt; run this in the pipeline's folder, or say --raw") from None
+    return text.replace("{question}", question)
+
+
+def questions(one: str | None) -> Iterator[str]:
+    """The one question, or lines from the terminal (or a pipe) until an empty one."""
+    if one is not None:
+        if not one.strip():
+            raise EqaError('--question "": a question is wanted')
+        yield one.strip()
+        return
+    interactive = sys.stdin.isatty()
+    while True:
+        if interactive:
+            print("> ", end="", file=sys.stderr, flush=True)
+        line = sys.stdin.readline()
+        if not line.strip():
+            return
+        yield line.strip()
+
+
+def run(args: argparse.Namespace) -> None:
+    """Ask and print the answer as it comes.
+
+    Raises:
+        EqaError: no picture, too many of them, server down.
+    """
+    config = load_yaml(args.config)
+    serve, predict = config["serve"], config["predict"]
+    max_pixels = 0 if args.full_size else config["vision"]["image_max_pixels"]
+    pictures = [prepare_picture(path, max_pixels) for path in args.pictures]
+    decoding = Decoding(args.max_new_tokens or predict["max_new_tokens"], args.temperature, predict["seed"])
+    url = args.url or default_url(args.server, serve["host"], serve["port"])
+    prompt = "" if args.raw else predict["prompt"]
+    with ChatClient(args.server, url, args.model or serve["model_name"]) as client:
+        client.check()
+        each = [OLLAMA_IMAGE_TOKENS if args.server == "ollama" else tokens for _, tokens in pictures]
+        check_room(each, client.context_length(), decoding.max_new_tokens)
+        turns: list[Message] = []
+        for question in questions(args.question):
+            # the pictures go with the first turn; later turns see them through the conversation
+            images = [data for data, _ in pictures] if not turns else []
+            turns.append(Message("user", read_prompt(prompt, question), images))
+            answer = ""
+            for piece in client.stream(turns, decoding):
+                print(piece, end="", flush=True)
+                answer += piece
+            print(flush=True)
+            turns.append(Message("assistant", answer))
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="ask", description="Ask the served model about pictures.")
+    parser.add_argument("pictures", nargs="*", type=path_argument, metavar="PICTURE", help="pictures, in order")
+    parser.add_argument("--server", choices=SERVERS, default="lmdeploy", help="what kind of server")
+    parser.add_argument("--question", help="ask once; without it, a conversation")
+    parser.add_argument("--url", default="", help="address of the server, in place of the config's")
+    parser.add_argument("--model", default="", help="name of the model, in place of serve.model_name")
+    parser.add_argument("--config", type=path_argument, default=Path("config/config.yaml"), help="the recipe")
+    parser.add_argument(
+        "--max-new-tokens", type=int, default=0, help="longest answer, in place of predict.max_new_tokens"
+    )
+    parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
+    parser.add_argument("--raw", action="store_true", help="send the question without the recipe's prompt around it")
+    parser.add_argument("--full-size", action="store_true", help="send pictures as they are, whatever their size")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+    try:
+        run(args)
+    except EqaError as error:
+        print(f"ask: {one_line(str(error))}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # `ask ... | head`: nobody reads on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -11,7 +11,7 @@ from scripts.lib.config import canonical_json, check_config, select
 from scripts.lib.errors import EqaError
 from scripts.lib.imports import code_files
 from scripts.lib.pins import check_pinned
-from scripts.lib.sources import source_fingerprint
+from scripts.lib.sources import source_archive, source_fingerprint
 
 ROOT = Path(workflow.basedir)
 
@@ -54,11 +54,23 @@ def merged_of(model):
     return ["results/merged/manifest.json", "results/merged/verify.json"]
 
 
+def of_source(ask):
+    """What a function of scripts.lib.sources says about the user's data folder; the recorded listing stands in for it."""
+    try:
+        return ask(config["data"]["source"], ROOT / "data/raw/openeqa/source.json")
+    except EqaError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
+
+
 def source_listing():
     """Fingerprint of the user's data folder; what was recorded where the folder is not on this machine."""
-    return source_fingerprint(
-        config["data"]["source"], ROOT / "data/raw/openeqa/source.json"
-    )
+    return of_source(source_fingerprint)
+
+
+def source_has_archive():
+    """Whether the user's data folder holds the HM3D archive; as recorded where the folder is not on this machine."""
+    return bool(of_source(source_archive))
 
 
 def memory(mb):

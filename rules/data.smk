@@ -1,5 +1,6 @@
 # Raw data -> index -> split -> frames -> LLaMA-Factory data; and the base model, whose processor counts the tokens.
 SHARDS = [f"{shard:04d}" for shard in range(config["frames"]["shards"])]
+ARCHIVE = source_has_archive()
 PROMPT = {
     "short_answer": "config/prompts/short_answer.txt",
     "official": "data/raw/openeqa/prompts/manifest.json",
@@ -115,7 +116,7 @@ rule index_episodes:
     log:
         "logs/index_episodes.log",
     params:
-        config=canonical("data.source", "data.require", "frames.count", "frames.short"),
+        config=canonical("data.source", "data.require", "frames.count", "frames.short", "frames.shards"),
     shell:
         """
         uv run --frozen python -m scripts.index_episodes \
@@ -147,12 +148,38 @@ rule split_questions:
         """
 
 
+if ARCHIVE:
+
+    rule extract_archive:
+        # The frames of every episode in the HM3D archive, in one pass for all shards. No archive, no rule.
+        input:
+            code=code("extract_archive"),
+            lock="uv.lock",
+            episodes="results/index/episodes.json",
+            source="data/raw/openeqa/source.json",
+        output:
+            "results/frames/archive.json",
+        log:
+            "logs/extract_archive.log",
+        benchmark:
+            "benchmarks/extract_archive.tsv"
+        params:
+            config=canonical("data.source", "frames", "vision", "model.source"),
+        shell:
+            """
+            uv run --frozen python -m scripts.extract_archive \
+                --episodes {input.episodes:q} --source {input.source:q} --config {params.config:q} \
+                --frames-dir results/frames --work-dir work/archive --output {output:q} > {log:q} 2>&1
+            """
+
+
 rule sample_frames:
     # The wanted frames of each episode of a shard, at the model's own size. Each episode once, not once a question.
     input:
         code=code("sample_frames"),
         lock="uv.lock",
         episodes="results/index/episodes.json",
+        archive="results/frames/archive.json" if ARCHIVE else [],
     output:
         "results/frames/shards/{shard}.json",
     log:
@@ -160,7 +187,7 @@ rule sample_frames:
     benchmark:
         "benchmarks/sample_frames/{shard}.tsv"
     params:
-        config=canonical("data.source", "frames", "vision"),
+        config=canonical("data.source", "frames", "vision", "model.source"),
     shell:
         """
         uv run --frozen python -m scripts.sample_frames \

@@ -1,8 +1,9 @@
 """QLoRA adapter of the base model by LLaMA-Factory; survives being killed.   By hand, in envs/train:
 
     uv run --frozen --project envs/train python -m scripts.train_adapter --dataset-dir results/sft \
-        --frames results/frames/manifest.json --base models/base/manifest.json --config '{"train":{...},"vision":{...}}' \
-        --work-dir work/train --adapter-dir results/adapter --log-dir results/train_log
+        --frames results/frames/manifest.json --base models/base/manifest.json \
+        --config '{"train":{...},"vision":{...}}' --work-dir work/train --adapter-dir results/adapter \
+        --log-dir results/train_log
 
 Checkpoints lie in WORK_DIR/HASH, HASH over recipe, data, base model and code: the same command goes on from the newest
 complete one, a changed recipe starts afresh, a finished training is not entered again.
@@ -123,8 +124,8 @@ def launch_command(devices: int, nodes: int, environ: Mapping[str, str], hosts: 
         return [*command, "--standalone", "-m", "scripts.lib.trainer", job]
     if len(hosts) < nodes:
         raise EqaError(
-            f"config: train.nodes={nodes}, but this job has {len(hosts)} node(s); run it under Slurm with nodes={nodes} "
-            f"(resources: nodes, in profiles/slurm) or set train.nodes to 1"
+            f"config: train.nodes={nodes}, but this job has {len(hosts)} node(s); run it under Slurm with "
+            f"nodes={nodes} (resources: nodes, in profiles/slurm) or set train.nodes to 1"
         )
     number = int(environ.get("SLURM_JOB_ID", "0"))
     rendezvous = ["--rdzv-backend=c10d", f"--rdzv-id={number}", f"--rdzv-endpoint={hosts[0]}:{29500 + number % 1000}"]
@@ -183,12 +184,11 @@ def check_data(dataset_dir: Path) -> dict[str, int]:
         EqaError: a training or validation part without samples.
     """
     counts = {}
-    for part in ("train", "val"):
+    parts = (("train", "training", "lower split.val and split.test"), ("val", "validation", "raise split.val"))
+    for part, name, way_out in parts:
         samples = read_json(dataset_dir / f"{part}.json", f"{part} part")
         if not isinstance(samples, list) or not samples:
-            raise EqaError(
-                f"{dataset_dir / f'{part}.json'}: no samples; give split.{'val' if part == 'val' else 'test'} another share or add episodes"
-            )
+            raise EqaError(f"{dataset_dir / f'{part}.json'}: no {name} samples; {way_out} or add episodes")
         counts[part] = len(samples)
         counts[f"{part}_questions"] = sum(len(sample["question_ids"]) for sample in samples)
     return counts
@@ -324,7 +324,8 @@ def _launch(config: Mapping, run_dir: Path, devices: int) -> None:
         raise EqaError(fault.read_text(encoding="utf-8"))
     if done.returncode:
         raise EqaError(
-            f"{run_dir}: the trainer ended with code {done.returncode}; its last words are above, run again to go on from the newest checkpoint"
+            f"{run_dir}: the trainer ended with code {done.returncode}; its last words are above, "
+            "run again to go on from the newest complete checkpoint"
         )
 
 
@@ -336,7 +337,8 @@ def _finish(run_dir: Path, config: Mapping) -> dict:
         kept = run_dir / f"checkpoint-{best}" / "adapter_model.safetensors"
         if sha256_file(kept) != sha256_file(run_dir / "adapter_model.safetensors"):
             raise EqaError(
-                f"{run_dir}: the adapter at the end is not that of the best checkpoint, step {best}; remove {run_dir} and run again"
+                f"{run_dir}: the adapter at the end is not that of the best checkpoint, step {best}; "
+                f"remove {run_dir} and run again"
             )
     facts = {"steps": state["global_step"], "best_step": best or state["global_step"], "epochs": state["epoch"]}
     checkpoints.write_finished(run_dir, [*ADAPTER_FILES, checkpoints.STATE, "guards.json", "speed.json"], facts)

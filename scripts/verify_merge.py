@@ -49,9 +49,9 @@ def verdict(differences: Sequence[float], same: Sequence[bool], merge: Mapping) 
     largest = max(differences)
     if not all(map(math.isfinite, differences)) or largest > merge["tolerance"]:
         raise EqaError(
-            f"results/merged is not base + adapter: logits differ by {largest:.3g} > merge.tolerance={merge['tolerance']:g}, "
-            f"{sum(same)} of {len(same)} greedy answers are identical ({merge['dtype']}); merge again, or raise "
-            "merge.tolerance if the type of the weights explains it"
+            f"results/merged is not base + adapter: logits differ by {largest:.3g} > "
+            f"merge.tolerance={merge['tolerance']:g}, {sum(same)} of {len(same)} greedy answers are identical "
+            f"({merge['dtype']}); merge again, or raise merge.tolerance if the type of the weights explains it"
         )
     return {
         "largest_logit_difference": largest,

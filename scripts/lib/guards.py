@@ -83,8 +83,8 @@ def check_quantization(model: torch.nn.Module, expected: Sequence[str], bits: in
         if set(found[n]) != wanted:
             odd = sorted(set(found[n]) ^ wanted)
             raise EqaError(
-                f"guard: {len(found[n])} layers are {n}-bit, {len(wanted)} of {len(expected)} should be (train.quantization_bit={bits}), "
-                f"such as {odd[0]}; train.quantization_method must be bnb, anything else trains unquantized"
+                f"guard: {len(found[n])} layers are {n}-bit, {len(wanted)} of {len(expected)} should be ({odd[0]}), "
+                f"train.quantization_bit={bits}; train.quantization_method must be bnb, all else trains unquantized"
             )
     if bits == 4:
         states = {name: getattr(module.weight, "quant_state", None) for name, module in found[4].items()}
@@ -133,8 +133,8 @@ def check_adapter(
     if differing or not adapted:
         first = differing[0] if differing else "none"
         raise EqaError(
-            f"guard: {counts[LANGUAGE]} adapters on the language model, {len(language)} expected for train.lora_target={target}, "
-            f"such as {first}; correct train.lora_target"
+            f"guard: {counts[LANGUAGE]} adapters on the language model, {len(language)} expected, such as {first}; "
+            f"correct train.lora_target={target}"
         )
     return {"adapters": len(adapted), **{f"adapters_{part.replace(' ', '_')}": count for part, count in counts.items()}}
 
@@ -150,7 +150,8 @@ def check_frozen(model: torch.nn.Module, optimizer: object, tower_frozen: bool, 
         part = part_of(name)
         if (part == TOWER and tower_frozen) or (part == PROJECTOR and projector_frozen) or not _ADAPTER.search(name):
             raise EqaError(
-                f"guard: {name} ({part or 'base model'}) would be trained although it is frozen; check train.freeze_* and train.extra"
+                f"guard: {name} ({part or 'base model'}) would be trained although it is frozen; "
+                "check train.freeze_* and train.extra"
             )
     if not trained:
         raise EqaError("guard: no weight would be trained; check train.lora_target")
@@ -158,7 +159,8 @@ def check_frozen(model: torch.nn.Module, optimizer: object, tower_frozen: bool, 
     moved = {id(p) for group in groups for p in group["params"]} if groups is not None else None
     if moved is not None and moved != {id(p) for p in trained.values()}:
         raise EqaError(
-            f"guard: the optimizer moves {len(moved)} tensors, {len(trained)} are trainable; check train.optimizer and train.extra"
+            f"guard: the optimizer moves {len(moved)} tensors, {len(trained)} are trainable; "
+            "check train.optimizer and train.extra"
         )
     totals = {part: sum(part_of(name) == part for name, _ in model.named_parameters()) for part in (TOWER, PROJECTOR)}
     return {
@@ -192,7 +194,8 @@ def check_samples(
         longest = max(longest, len(ids))
         if len(ids) > cutoff_len:
             raise EqaError(
-                f"{where} has {len(ids)} tokens > train.cutoff_len={cutoff_len}; raise it or lower vision.image_max_pixels"
+                f"{where} has {len(ids)} tokens > train.cutoff_len={cutoff_len}; "
+                "raise it or lower vision.image_max_pixels"
             )
         text = tokenizer.decode(_one_pad_an_image(ids, tokenizer), skip_special_tokens=False)
         runs = _label_runs(labels)

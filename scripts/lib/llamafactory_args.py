@@ -135,7 +135,7 @@ _NOT_READ = {"EvaluationArguments"}
 
 @functools.cache
 def known_arguments() -> dict[str, str]:
-    """Every argument that LLaMA-Factory's training takes -> its annotation, read from the sources without importing torch.
+    """Every argument that LLaMA-Factory's training takes -> its annotation, read from the sources without torch.
 
     Raises:
         EqaError: LLaMA-Factory is not installed in this environment.
@@ -156,9 +156,10 @@ def known_arguments() -> dict[str, str]:
 def _fields(node: ast.ClassDef) -> dict[str, str]:
     fields = {}
     for item in node.body:
-        if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name) and not item.target.id.startswith("_"):
-            if not (isinstance(item.value, ast.Call) and _is_derived(item.value)):
-                fields[item.target.id] = ast.unparse(item.annotation)
+        if not (isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)):
+            continue
+        if not item.target.id.startswith("_") and not (isinstance(item.value, ast.Call) and _is_derived(item.value)):
+            fields[item.target.id] = ast.unparse(item.annotation)
     return fields
 
 
@@ -228,7 +229,7 @@ def spread(batch_size: int, accumulation: int, devices: int) -> tuple[int, int, 
         batch_size, accumulation: config `train.batch_size`, `train.gradient_accumulation`; a step sees their product.
         devices: how many there are.
     Returns:
-        (devices used, samples a device at once, accumulation): used x samples x accumulation = batch_size x accumulation.
+        (devices used, samples a device at once, accumulation), whose product is batch_size x accumulation.
         Accumulation is shared first, then the batch; devices that leave a remainder stay idle.
     """
     total = batch_size * accumulation

@@ -13,6 +13,7 @@ import os
 import shutil
 import sys
 import time
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,8 @@ def quiet_environment(run_dir: Path, work_dir: Path) -> None:
         "WANDB_DISABLED": "true",
     }
     os.environ.update(fixed)
+    warnings.filterwarnings("ignore", module="jieba")  # pkg_resources will go one day; setuptools is pinned
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # offers an optional package for each CPU run
     # one thread a process: as fast on an idle machine, eight times faster on a busy one, and equal bytes
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("LLAMAFACTORY_VERBOSITY", "WARNING")
@@ -49,8 +52,8 @@ def train(job: Mapping) -> None:
     """Run one training to its end, from a checkpoint if `job` names one.
 
     Args:
-        job: {"args": LLaMA-Factory's arguments, "train": config train, "base_dir", "dataset_dir", "run_dir", "work_dir",
-            "tokenized": folder of the tokenized data}.
+        job: {"args": LLaMA-Factory's arguments, "train": config train, "base_dir", "dataset_dir", "run_dir",
+            "work_dir", "tokenized": folder of the tokenized data}.
     Raises:
         EqaError: a guard tripped, the loss is not a number, memory or disk ran out.
     """
@@ -85,7 +88,8 @@ def explained(error: Exception, job: Mapping) -> Exception:
     text = str(error)
     if "No space left" in text or "os error 28" in text or shutil.disk_usage(run_dir).free < _LITTLE_DISK:
         return EqaError(
-            f"{run_dir}: the disk is full ({text[:120]}); free space, then run again: it goes on from the newest complete checkpoint"
+            f"{run_dir}: the disk is full ({text[:120]}); free space, then run again: it goes on from the newest "
+            "complete checkpoint"
         )
     if isinstance(error, ValueError) and "HfArgumentParser" in text:
         return EqaError(f"config: LLaMA-Factory does not take the recipe: {text[:300]}; correct train.extra")
@@ -101,11 +105,13 @@ def _gpu_memory() -> tuple[float, float]:
 def out_of_memory_line(train_config: Mapping, args: Mapping, used_gib: float, card_gib: float) -> str:
     """What does not fit and what would: the cheapest step first."""
     batch = args["per_device_train_batch_size"]
-    what = f"GPU memory: train.batch_size={train_config['batch_size']} wants more than {used_gib:.1f} GiB, this card has {card_gib:.1f} GiB"
+    size = train_config["batch_size"]
+    what = f"GPU memory: train.batch_size={size} wants more than {used_gib:.1f} GiB, this card has {card_gib:.1f} GiB"
     if batch > 1:
-        half = train_config["batch_size"] // 2
-        double = train_config["gradient_accumulation"] * 2
-        return f"{what}; train.batch_size={half} with train.gradient_accumulation={double} makes the same steps in half the memory"
+        other = (
+            f"train.batch_size={size // 2} with train.gradient_accumulation={train_config['gradient_accumulation'] * 2}"
+        )
+        return f"{what}; {other} makes the same steps in about half the memory"
     if not train_config["gradient_checkpointing"]:
         return f"{what}; train.gradient_checkpointing=true needs about a third"
     if not train_config.get("answer_only_loss", True):
@@ -131,7 +137,7 @@ def make_callback(job: Mapping, run_dir: Path) -> Any:
 
         # ---- before the first step
 
-        def on_train_begin(self, args, state, control, model=None, optimizer=None, **kwargs):  # noqa: ANN001, ANN003
+        def on_train_begin(self, args, state, control, model=None, optimizer=None, **kwargs):
             config = job["train"]
             whole = config["distributed"] == "ddp"  # the others put their own optimizer around shards
             facts = guards.check_loaded(model, optimizer if whole else None, config, Path(job["base_dir"]))
@@ -153,7 +159,7 @@ def make_callback(job: Mapping, run_dir: Path) -> Any:
             if state.is_world_process_zero:
                 print(f"training: {state.max_steps} steps, from step {state.global_step}", file=sys.stderr, flush=True)
 
-        def watch_loss(self, module, inputs, output):  # noqa: ANN001
+        def watch_loss(self, module, inputs, output):
             loss = getattr(output, "loss", None)
             if loss is not None and module.training:
                 bad = ~torch.isfinite(loss.detach())
@@ -162,10 +168,10 @@ def make_callback(job: Mapping, run_dir: Path) -> Any:
 
         # ---- during
 
-        def on_step_begin(self, args, state, control, **kwargs):  # noqa: ANN001, ANN003
+        def on_step_begin(self, args, state, control, **kwargs):
             self.step = state.global_step
 
-        def on_step_end(self, args, state, control, **kwargs):  # noqa: ANN001, ANN003
+        def on_step_end(self, args, state, control, **kwargs):
             self.step = state.global_step
             if state.global_step == self.began_step + 1:
                 self.warm = time.monotonic()  # the first step allocates and compiles
@@ -173,7 +179,7 @@ def make_callback(job: Mapping, run_dir: Path) -> Any:
                 control.should_evaluate = True  # the last state may be the best
             return control
 
-        def on_log(self, args, state, control, logs=None, **kwargs):  # noqa: ANN001, ANN003
+        def on_log(self, args, state, control, logs=None, **kwargs):
             if "loss" not in (logs or {}):
                 return
             self.check_steps()
@@ -188,7 +194,7 @@ def make_callback(job: Mapping, run_dir: Path) -> Any:
                     flush=True,
                 )
 
-        def on_evaluate(self, args, state, control, metrics=None, **kwargs):  # noqa: ANN001, ANN003
+        def on_evaluate(self, args, state, control, metrics=None, **kwargs):
             if "eval_loss" in (metrics or {}):
                 guards.check_finite("the validation loss", float(metrics["eval_loss"]), state.global_step, run_dir)
                 if state.is_world_process_zero:
@@ -198,7 +204,7 @@ def make_callback(job: Mapping, run_dir: Path) -> Any:
                         flush=True,
                     )
 
-        def on_save(self, args, state, control, model=None, **kwargs):  # noqa: ANN001, ANN003
+        def on_save(self, args, state, control, model=None, **kwargs):
             self.check_steps()
             if not state.is_world_process_zero:
                 return
@@ -218,7 +224,7 @@ def make_callback(job: Mapping, run_dir: Path) -> Any:
 
         # ---- after
 
-        def on_train_end(self, args, state, control, **kwargs):  # noqa: ANN001, ANN003
+        def on_train_end(self, args, state, control, **kwargs):
             args.do_eval = False  # the last step was evaluated just now
             if not state.is_world_process_zero:
                 return
@@ -233,10 +239,10 @@ def make_callback(job: Mapping, run_dir: Path) -> Any:
             write_json(run_dir / "speed.json", facts)
 
         @staticmethod
-        def batch(args) -> int:  # noqa: ANN001
+        def batch(args) -> int:
             return args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
 
-        def steps_per_s(self, state) -> float | None:  # noqa: ANN001
+        def steps_per_s(self, state) -> float | None:
             """Optimizer steps a second since the second step of this process, validation and saving included."""
             done = state.global_step - self.began_step - 1
             return done / max(time.monotonic() - self.warm, 1e-9) if self.warm and done > 0 else None

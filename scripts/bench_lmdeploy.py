@@ -1,7 +1,8 @@
 """Measure LMDeploy on the merged model: one picture and eight, batch 1 to 64.   By hand, in envs/serve:
 python -m scripts.bench_lmdeploy --merged results/merged/manifest.json --test results/sft/test.json \
     --budget results/sft/token_budget.json --output results/serve/lmdeploy.json --config \
-    '{"deliver":{"lmdeploy":true},"serve":{"max_batch_size":64,"cache_share":0.6,"eager_mode":false},"vision":{}}'
+    '{"deliver":{"lmdeploy":true},"serve":{"max_batch_size":64,"cache_share":0.6,"eager_mode":false},
+      "predict":{"dtype":"bfloat16"}}'
 
 CUDA only. Also draws results/serve/lmdeploy.png. What each number means stands in the JSON itself.
 """
@@ -21,7 +22,7 @@ from scripts.lib.chat_client import openai_content, sample_message
 from scripts.lib.cli import entry, json_argument, path_argument
 from scripts.lib.errors import EqaError
 from scripts.lib.files import atomic_path, check_manifest, disabled, read_json, write_json
-from scripts.lib.serve_settings import session_length
+from scripts.lib.serve_settings import lmdeploy_dtype, session_length
 
 log = logging.getLogger("bench_lmdeploy")
 PICTURES = (1, 8)
@@ -156,7 +157,7 @@ def measure(folder: Path, samples: list[dict], frames: Path, settings: dict, max
         folder: merged model.
         samples: results/sft/test.json.
         frames: folder that their pictures are relative to.
-        settings: session_len, max_batch_size, cache_share, eager_mode.
+        settings: dtype, session_len, max_batch_size, cache_share, eager_mode.
         max_new_tokens: longest answer.
     Raises:
         EqaError: no CUDA device, out of memory.
@@ -170,6 +171,7 @@ def measure(folder: Path, samples: list[dict], frames: Path, settings: dict, max
 
     before = MemoryWatch.now()
     engine = lmdeploy.PytorchEngineConfig(
+        dtype=settings["dtype"],
         session_len=settings["session_len"],
         max_batch_size=settings["max_batch_size"],
         cache_max_entry_count=settings["cache_share"],
@@ -251,7 +253,7 @@ def run(merged: Path, test: Path, budget: Path, config: dict, output: Path, fram
         merged: results/merged/manifest.json.
         test: results/sft/test.json.
         budget: results/sft/token_budget.json.
-        config: deliver.lmdeploy, serve.
+        config: deliver.lmdeploy, serve, predict.dtype.
         output: results/serve/lmdeploy.json.
         frames: folder that the pictures are relative to; default results/frames beside results/sft.
     Raises:
@@ -267,7 +269,7 @@ def run(merged: Path, test: Path, budget: Path, config: dict, output: Path, fram
     tokens = read_json(budget, "token budget")
     serve = config["serve"]
     settings = {key: serve[key] for key in ("max_batch_size", "cache_share", "eager_mode")}
-    settings["session_len"] = session_length(tokens, budget)
+    settings |= {"session_len": session_length(tokens, budget), "dtype": lmdeploy_dtype(config["predict"]["dtype"])}
     found = measure(
         merged.parent,
         samples,

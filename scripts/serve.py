@@ -28,7 +28,7 @@ from scripts.lib.config import load_yaml
 from scripts.lib.errors import EqaError
 from scripts.lib.files import check_manifest, is_disabled, read_json, read_manifest, write_text
 from scripts.lib.ollama_folder import check_shards
-from scripts.lib.serve_settings import session_length
+from scripts.lib.serve_settings import lmdeploy_dtype, session_length
 
 log = logging.getLogger("serve")
 STATE = Path("work/serve")  # pid files
@@ -45,7 +45,7 @@ def lmdeploy_arguments(folder: Path, serve: Mapping, dtype: str, session: int) -
     Args:
         folder: merged model.
         serve: config serve.*.
-        dtype: config predict.dtype; float32 has no counterpart, LMDeploy then takes float16.
+        dtype: config predict.dtype.
         session: longest prompt and answer. Unit: tokens.
     """
     arguments = [
@@ -55,7 +55,7 @@ def lmdeploy_arguments(folder: Path, serve: Mapping, dtype: str, session: int) -
         *("--server-name", serve["host"]),
         *("--server-port", str(serve["port"])),
         *("--tp", "1"),
-        *("--dtype", dtype if dtype in ("float16", "bfloat16") else "auto"),
+        *("--dtype", lmdeploy_dtype(dtype)),
         *("--session-len", str(session)),
         *("--max-batch-size", str(serve["max_batch_size"])),
         *("--cache-max-entry-count", str(serve["cache_share"])),

@@ -25,3 +25,8 @@ def session_length(budget: object, path: Path) -> int:
         raise EqaError(f"{path}: no cutoff_len in this token budget; make it again: snakemake --force {path}")
     need = cutoff + budget.get("max_new_tokens", 128)
     return (need + BLOCK - 1) // BLOCK * BLOCK
+
+
+def lmdeploy_dtype(dtype: str) -> str:
+    """LMDeploy's type for config predict.dtype: it has no float32, "auto" is then float16."""
+    return dtype if dtype in ("float16", "bfloat16") else "auto"

@@ -52,7 +52,7 @@ def midpoint_indices(total: int, count: int) -> list[int]:
 
 
 def cluster_indices(total: int, count: int, thumbnails: Callable[[Sequence[int]], Iterator[np.ndarray]]) -> list[int]:
-    """Frames spread over visual change: the walk is cut where the picture changes, each part gives its typical frame.
+    """Frames spread over visual change: the walk is cut where the picture changes, each part gives its middle frame.
 
     Args:
         total: frames in the episode, >= count.
@@ -62,9 +62,9 @@ def cluster_indices(total: int, count: int, thumbnails: Callable[[Sequence[int]]
     Returns:
         `count` ascending indices without repeats. Deterministic; no weights, no randomness.
     Source:
-        Clusters of successive frames with the least squared distance to their means (Fisher 1958, On Grouping for Maximum
-        Homogeneity), as Potapov et al. 2014 (Category-Specific Video Summarization, ECCV) cut videos; here over colour
-        thumbnails. Of each cluster the frame nearest to its mean.
+        Clusters of successive frames with the least squared distance to their means (Fisher 1958, On Grouping for
+        Maximum Homogeneity), as Potapov et al. 2014 (Category-Specific Video Summarization, ECCV) cut videos; here over
+        colour thumbnails. Of each cluster the middle frame: the one nearest to the mean is often a bare wall.
     """
     import numpy as np
 
@@ -74,11 +74,7 @@ def cluster_indices(total: int, count: int, thumbnails: Callable[[Sequence[int]]
         return uniform_indices(total, count)
     colours = np.stack([picture.reshape(-1) for picture in thumbnails(candidates)]).astype(np.float64)
     points = np.column_stack([colours, np.linspace(0, CLUSTER_TIME, n)])
-    chosen = []
-    for start, stop in _segments(points, count):
-        part = points[start:stop]
-        chosen.append(start + int(((part - part.mean(axis=0)) ** 2).sum(axis=1).argmin()))
-    return [candidates[i] for i in chosen]
+    return [candidates[(start + stop - 1) // 2] for start, stop in _segments(points, count)]
 
 
 def _segments(points: np.ndarray, count: int) -> list[tuple[int, int]]:

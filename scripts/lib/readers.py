@@ -11,9 +11,12 @@ reader.check(indices)     cheap proof that these frames can be had, without deco
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 import struct
+import sys
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Protocol
@@ -143,13 +146,34 @@ def decode_image(data: bytes, where: str) -> np.ndarray:
     cv2 = load_cv2()
     width, height = image_size(data, where)
     check_whole(data, where)
-    try:
-        picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
-    except cv2.error:
+    with _library_messages() as messages:
+        try:
+            picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+        except cv2.error:
+            picture = None
+    # libjpeg fills what is lost with grey and only says so
+    if any(b"premature end" in message for message in messages):
         picture = None
     if picture is None or picture.shape != (height, width, 3):
         raise EqaError(f"{where}: damaged picture, OpenCV cannot decode it; fetch or extract it again")
     return picture
+
+
+@contextlib.contextmanager
+def _library_messages() -> Iterator[list[bytes]]:
+    """What C libraries write to stderr meanwhile: libpng and libjpeg know no other way. Filled at the end."""
+    messages: list[bytes] = []
+    sys.stderr.flush()
+    with tempfile.TemporaryFile() as catcher:
+        kept = os.dup(2)
+        os.dup2(catcher.fileno(), 2)
+        try:
+            yield messages
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+            catcher.seek(0)
+            messages += catcher.read(65536).splitlines()
 
 
 def read_picture_file(path: Path) -> bytes:

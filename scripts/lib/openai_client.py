@@ -19,6 +19,7 @@ ATTEMPTS = 6
 FIRST_WAIT_S = 1.0
 LONGEST_WAIT_S = 60.0
 TIMEOUT_S = 120.0
+FIRST_TIMEOUT_S = 30.0  # of the question which models there are
 RETRIED_STATUS = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
 SHOWN_BODY = 200  # characters of a server's message that an error repeats
 
@@ -125,6 +126,26 @@ def chat(
             log.info("%s: %s; attempt %d of %d in %.1f s", _public(address), fault, attempt + 2, attempts, wait)
             sleep(wait)
     raise EqaError(f"{what}={_public(address)}: {fault}, {attempts} times; see that the server runs, then run again")
+
+
+def models(url: str, key: str = "", what: str = "server") -> list[str]:
+    """Names of the models that a server offers (GET /models), sorted.
+
+    Raises:
+        EqaError: it cannot be reached or gives no such list.
+    """
+    import httpx
+
+    address = endpoint(url, what).removesuffix("/chat/completions") + "/models"
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    try:
+        with httpx.Client(timeout=FIRST_TIMEOUT_S, trust_env=not is_local(address)) as client:
+            response = client.get(address, headers=headers)
+        response.raise_for_status()
+        return sorted(str(row["id"]) for row in response.json()["data"])
+    except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
+        fault = _shown(str(error) or type(error).__name__, key)
+        raise EqaError(f"{what}={_public(address)} lists no models: {fault}; see that the server runs") from None
 
 
 def endpoint(url: str, what: str = "url") -> str:

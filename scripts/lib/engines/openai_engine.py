@@ -1,0 +1,82 @@
+"""Any OpenAI-compatible server (LMDeploy, llama.cpp, Ollama), asked over HTTP."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from scripts.lib import openai_client
+from scripts.lib.chat_client import Message, openai_content, read_image, split_prompt
+from scripts.lib.engines.base import TUTORIAL, Question, Setup
+from scripts.lib.errors import EqaError
+
+KEY_VARIABLE = "EQA_PREDICT_API_KEY"
+MODEL_VARIABLE = "EQA_PREDICT_MODEL"
+THREADS = 16  # requests under way; the server queues more than it decodes at once
+
+
+def user_messages(question: Question) -> list[dict]:
+    """The question as OpenAI chat messages: pictures as data URLs, then the prompt."""
+    _, text = split_prompt(question.content)
+    pictures = [read_image(path) for path in question.images]
+    return [{"role": "user", "content": openai_content(Message("user", text, pictures)) if pictures else text}]
+
+
+def sampling(predict: dict) -> dict:
+    """Request fields of config `predict.decoding`."""
+    if predict["decoding"] == "tutorial":
+        return {"temperature": TUTORIAL["temperature"], "top_p": TUTORIAL["top_p"], "seed": predict["seed"]}
+    return {"temperature": 0.0, "seed": predict["seed"]}
+
+
+class OpenaiEngine:
+    """Asks the server of config `predict.url`, several questions at a time. The server decides model and precision."""
+
+    def __init__(self, setup: Setup) -> None:
+        self.predict = setup.config["predict"]
+        self.key = os.environ.get(KEY_VARIABLE, "")
+        self.model = ""
+        self.asked = 0
+
+    def facts(self) -> dict:
+        """Requests and the model's name at the server."""
+        return {"requests": self.asked, "server_model": self.model}
+
+    def answer(self, batches: Sequence[Sequence[Question]]) -> Iterator[list[str]]:
+        """See `Engine.answer`."""
+        self.model = os.environ.get(MODEL_VARIABLE, "") or self.only_model()
+        with ThreadPoolExecutor(max_workers=min(THREADS, self.predict["batch_size"])) as pool:
+            for batch in batches:
+                yield list(pool.map(self.one, batch))
+
+    def one(self, question: Question) -> str:
+        """One answer.
+
+        Raises:
+            EqaError: the server refuses or keeps failing.
+        """
+        self.asked += 1
+        return openai_client.chat(
+            self.predict["url"],
+            self.model,
+            user_messages(question),
+            key=self.key,
+            what="predict.url",
+            max_tokens=self.predict["max_new_tokens"],
+            **sampling(self.predict),
+        ).text
+
+    def only_model(self) -> str:
+        """The server's model, where it serves one.
+
+        Raises:
+            EqaError: it serves none or several, or cannot be reached.
+        """
+        names = openai_client.models(self.predict["url"], self.key, "predict.url")
+        if len(names) != 1:
+            listed = ", ".join(names[:5]) or "none"
+            raise EqaError(
+                f"predict.url={self.predict['url']} serves {len(names)} models ({listed}); name one in {MODEL_VARIABLE}"
+            )
+        return names[0]

@@ -38,7 +38,8 @@ $(UV):
 .tools/ready: $(UV) $(LOCKS) pyproject.toml
 	@echo "setup: locked environments (first time: about 3.5 GB to download, 8 GB on disk)"
 	@$(UV) sync --frozen --quiet --inexact --python "$(PYTHON)"
-	@for env in train gguf; do echo "setup: envs/$$env"; $(UV) sync --frozen --quiet --project envs/$$env --python "$(PYTHON)"; done
+	@UV_PYTHON="$(PYTHON)" PATH="$(ROOT)/.tools/bin:$$PATH" .venv/bin/python -m scripts.prepare_environments \
+	    --environment . --environment envs/train --environment envs/gguf > /dev/null
 	@# the first import of a fresh environment compiles it: do that here, on all cores, not inside the first jobs
 	@.venv/bin/python -m compileall -q -j 0 .venv/lib scripts > /dev/null 2>&1 || true
 	@for env in train gguf; do envs/$$env/.venv/bin/python -m compileall -q -j 0 envs/$$env/.venv/lib > /dev/null 2>&1 || true; done
@@ -46,8 +47,11 @@ $(UV):
 
 setup: .tools/ready ## local uv and the locked environments
 
-setup-test: .tools/ready
+.tools/ready-test: .tools/ready
 	@$(UV) sync --frozen --quiet --inexact --group dev --python "$(PYTHON)"
+	@touch $@
+
+setup-test: .tools/ready-test
 
 use: .tools/ready ## make use PRESET=demo|hm3d-clip|openeqa-t4|openeqa-80gb: copy a preset over config/config.yaml
 	@.venv/bin/python -m scripts.use_preset --preset "$(PRESET)"
@@ -77,7 +81,7 @@ dag: .tools/ready ## draw the rule graph to docs/rulegraph.svg
 	@$(RUN) python -m scripts.draw_rulegraph --output docs/rulegraph.svg
 
 tensorboard: .tools/ready ## look at the training curves
-	@$(UV) run --frozen --project envs/train tensorboard --logdir results/train_log/tensorboard --host 127.0.0.1
+	@envs/train/.venv/bin/tensorboard --logdir results/train_log/tensorboard --host 127.0.0.1
 
 serve: .tools/ready ## make serve [SERVER=lmdeploy|llamacpp]: serve the merged model on 127.0.0.1
 	@.venv/bin/python -m scripts.serve --server "$(or $(SERVER),lmdeploy)"

@@ -28,16 +28,20 @@ rule all:
         ARTIFACTS,
 
 
-# Prepares every environment beforehand: on a login node, or to build an image. No artifact depends on it.
+# Every environment, beforehand: on a login node, or to build an image. No artifact depends on it.
 rule envs:
     input:
-        locks=[
-            "uv.lock",
-            *[f"envs/{name}/uv.lock" for name in sorted(os.listdir("envs"))],
-        ],
+        locks=["uv.lock", *sorted(glob("envs/*/uv.lock"))],
     log:
         "logs/envs.log",
     shell:
         """
-        for lock in {input.locks:q}; do uv sync --frozen --project "$(dirname "$lock")"; done >{log:q} 2>&1
+        for lock in {input.locks:q}; do
+            python -m scripts.prepare_environments --environment "$(dirname "$lock")"
+        done >{log:q} 2>&1
         """
+
+
+onstart:
+    # once, before jobs: they run with --no-sync
+    prepare_environments()

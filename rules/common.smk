@@ -11,6 +11,7 @@ from scripts.lib.config import canonical_json, check_config, select
 from scripts.lib.errors import EqaError
 from scripts.lib.imports import code_files
 from scripts.lib.pins import check_pinned
+from scripts.prepare_environments import needed_environments, prepare
 from scripts.lib.sources import source_archive, source_fingerprint
 
 ROOT = Path(workflow.basedir)
@@ -76,3 +77,11 @@ def source_has_archive():
 def memory(mb):
     """Memory of a job in MB; each further attempt asks for so much more (a cluster kills a job over its request)."""
     return lambda wildcards, attempt: mb * attempt
+
+
+def prepare_environments():
+    """Bring this recipe's environments up to date with their locks; a failure stops the run before any job."""
+    try:
+        prepare(ROOT, needed_environments(config))
+    except EqaError as error:
+        raise WorkflowError(f"environments: {error}") from None

@@ -23,7 +23,7 @@ rule make_demo_episodes:
         config=canonical("data.demo_episodes", "data.demo_seed"),
     shell:
         """
-        uv run --frozen python -m scripts.make_demo_episodes \
+        uv run --frozen --no-sync python -m scripts.make_demo_episodes \
             --config {params.config:q} --output-dir data/raw/demo >{log:q} 2>&1
         """
 
@@ -42,7 +42,7 @@ rule fetch_questions:
         config=canonical("data.source", "data.questions"),
     shell:
         """
-        uv run --frozen python -m scripts.fetch_questions \
+        uv run --frozen --no-sync python -m scripts.fetch_questions \
             --lock {input.pins:q} --config {params.config:q} --output {output:q} >{log:q} 2>&1
         """
 
@@ -61,7 +61,7 @@ rule fetch_prompts:
         config=canonical("data.source", "predict.prompt", "deliver.llm_match"),
     shell:
         """
-        uv run --frozen python -m scripts.fetch_prompts \
+        uv run --frozen --no-sync python -m scripts.fetch_prompts \
             --lock {input.pins:q} --config {params.config:q} --output-dir data/raw/openeqa/prompts >{log:q} 2>&1
         """
 
@@ -76,7 +76,7 @@ rule fetch_episodes:
         "data/raw/download/manifest.json",
     shell:
         """
-        uv run --frozen python -m scripts.fetch_episodes \
+        uv run --frozen --no-sync python -m scripts.fetch_episodes \
             --lock {input.pins:q} --output-dir data/raw/download
         """
 
@@ -96,7 +96,7 @@ rule list_source:
         listing=source_listing(),
     shell:
         """
-        uv run --frozen python -m scripts.list_source \
+        uv run --frozen --no-sync python -m scripts.list_source \
             --questions {input.questions:q} --config {params.config:q} --output {output:q} >{log:q} 2>&1
         """
 
@@ -119,7 +119,7 @@ rule index_episodes:
         config=canonical("data.source", "data.require", "frames.count", "frames.short", "frames.shards"),
     shell:
         """
-        uv run --frozen python -m scripts.index_episodes \
+        uv run --frozen --no-sync python -m scripts.index_episodes \
             --demo-questions {input.demo_questions:q} --demo-manifest {input.demo_manifest:q} \
             --questions {input.questions:q} --source {input.source:q} --config {params.config:q} \
             --episodes {output.episodes:q} --output-questions {output.questions:q} >{log:q} 2>&1
@@ -142,7 +142,7 @@ rule split_questions:
         config=canonical("split"),
     shell:
         """
-        uv run --frozen python -m scripts.split_questions \
+        uv run --frozen --no-sync python -m scripts.split_questions \
             --episodes {input.episodes:q} --questions {input.questions:q} --config {params.config:q} \
             --output {output:q} >{log:q} 2>&1
         """
@@ -167,7 +167,7 @@ if ARCHIVE:
             config=canonical("data.source", "frames", "vision", "model.source"),
         shell:
             """
-            uv run --frozen python -m scripts.extract_archive \
+            uv run --frozen --no-sync python -m scripts.extract_archive \
                 --episodes {input.episodes:q} --source {input.source:q} --config {params.config:q} \
                 --frames-dir results/frames --work-dir work/archive --output {output:q} > {log:q} 2>&1
             """
@@ -190,7 +190,7 @@ rule sample_frames:
         config=canonical("data.source", "frames", "vision", "model.source"),
     shell:
         """
-        uv run --frozen python -m scripts.sample_frames \
+        uv run --frozen --no-sync python -m scripts.sample_frames \
             --episodes {input.episodes:q} --shard {wildcards.shard:q} --config {params.config:q} \
             --frames-dir results/frames --output {output:q} >{log:q} 2>&1
         """
@@ -208,7 +208,7 @@ rule join_frames:
         "logs/join_frames.log",
     shell:
         """
-        uv run --frozen python -m scripts.join_frames \
+        uv run --frozen --no-sync python -m scripts.join_frames \
             --shards {input.shards:q} --frames-dir results/frames --output {output:q} >{log:q} 2>&1
         """
 
@@ -236,7 +236,7 @@ if config["model"]["source"] == "demo":
             ),
         shell:
             """
-            uv run --frozen --project envs/train python -m scripts.make_demo_model \
+            uv run --frozen --no-sync --project envs/train python -m scripts.make_demo_model \
                 --prompt {input.prompt:q} --config {params.config:q} --output-dir models/base >{log:q} 2>&1
             """
 
@@ -256,7 +256,7 @@ else:
             config=canonical("model.source", "model.name", "model.path"),
         shell:
             """
-            uv run --frozen python -m scripts.fetch_base_model \
+            uv run --frozen --no-sync python -m scripts.fetch_base_model \
                 --pins {input.pins:q} --config {params.config:q} --output-dir models/base >{log:q} 2>&1
             """
 
@@ -294,8 +294,26 @@ rule build_sft:
         ),
     shell:
         """
-        uv run --frozen --project envs/train python -m scripts.build_sft \
+        uv run --frozen --no-sync --project envs/train python -m scripts.build_sft \
             --questions {input.questions:q} --split {input.split:q} --frames {input.frames:q} \
             --base {input.base:q} --prompt {input.prompt:q} --config {params.config:q} \
             --output-dir results/sft >{log:q} 2>&1
+        """
+
+
+rule export_parquet:
+    # The same data as Parquet with the pictures inside, for datasets.load_dataset. By name only.
+    input:
+        code=code("export_parquet"),
+        lock="uv.lock",
+        parts=expand("results/sft/{part}.json", part=["train", "val", "test"]),
+        frames="results/frames/manifest.json",
+    output:
+        "results/sft/parquet/manifest.json",
+    log:
+        "logs/export_parquet.log",
+    shell:
+        """
+        uv run --frozen --no-sync python -m scripts.export_parquet \
+            --dataset-dir results/sft --frames {input.frames:q} --output-dir results/sft/parquet >{log:q} 2>&1
         """

@@ -25,7 +25,7 @@ rule merge_adapter:
         config=canonical("merge.dtype", "merge.shard_gb", "train.template"),
     shell:
         """
-        uv run --frozen --project envs/train python -m scripts.merge_adapter \
+        uv run --frozen --no-sync --project envs/train python -m scripts.merge_adapter \
             --base {input.base:q} --adapter {input.adapter:q} --config {params.config:q} \
             --work-dir work/merge --output-dir results/merged >{log:q} 2>&1
         """
@@ -59,7 +59,7 @@ rule verify_merge:
         ),
     shell:
         """
-        uv run --frozen --project envs/train python -m scripts.verify_merge \
+        uv run --frozen --no-sync --project envs/train python -m scripts.verify_merge \
             --base {input.base:q} --adapter {input.adapter:q} --merged {input.merged:q} --test {input.test:q} --frames {input.frames:q} \
             --config {params.config:q} --output {output:q} >{log:q} 2>&1
         """
@@ -85,7 +85,7 @@ rule export_gguf:
         config=canonical("deliver.gguf"),
     shell:
         """
-        uv run --frozen --project envs/gguf python -m scripts.export_gguf \
+        uv run --frozen --no-sync --project envs/gguf python -m scripts.export_gguf \
             --merged {input.merged:q} --config {params.config:q} --output-dir results/gguf >{log:q} 2>&1
         """
 
@@ -108,7 +108,7 @@ rule prepare_ollama:
         ),
     shell:
         """
-        uv run --frozen python -m scripts.prepare_ollama \
+        uv run --frozen --no-sync python -m scripts.prepare_ollama \
             --merged {input.merged:q} --budget {input.budget:q} --config {params.config:q} \
             --output {output:q} >{log:q} 2>&1
         """
@@ -136,7 +136,7 @@ rule import_ollama:
         ),
     shell:
         """
-        uv run --frozen python -m scripts.import_ollama \
+        uv run --frozen --no-sync python -m scripts.import_ollama \
             --merged {input.merged:q} --modelfile {input.modelfile:q} --gguf {input.gguf:q} --test {input.test:q} \
             --config {params.config:q} --output {output:q} >{log:q} 2>&1
         """
@@ -161,7 +161,7 @@ rule bench_lmdeploy:
         config=canonical("deliver.lmdeploy", "serve", "predict.dtype"),
     shell:
         """
-        uv run --frozen --project "$(dirname {input.lock:q})" python -m scripts.bench_lmdeploy \
+        uv run --frozen --no-sync --project "$(dirname {input.lock:q})" python -m scripts.bench_lmdeploy \
             --merged {input.merged:q} --test {input.test:q} --budget {input.budget:q} \
             --config {params.config:q} --output {output:q} >{log:q} 2>&1
         """
@@ -182,7 +182,7 @@ rule check_serving:
         config=canonical("serve", "predict"),
     shell:
         """
-        uv run --frozen python -m scripts.check_serving \
+        uv run --frozen --no-sync python -m scripts.check_serving \
             --server {wildcards.server:q} --test {input.test:q} --predictions {input.predictions:q} \
             --config {params.config:q} --output {output:q} >{log:q} 2>&1
         """

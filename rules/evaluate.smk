@@ -41,7 +41,7 @@ rule predict:
         ),
     shell:
         """
-        uv run --frozen --project "$(dirname {input.lock:q})" python -m scripts.predict \
+        uv run --frozen --no-sync --project "$(dirname {input.lock:q})" python -m scripts.predict \
             --model {wildcards.model:q} --test {input.test:q} --frames {input.frames:q} \
             --base {input.base:q} {params.weights} --config {params.config:q} --work-dir work/predict \
             --output {output.predictions:q} --meta {output.facts:q} >{log:q} 2>&1
@@ -62,7 +62,7 @@ rule predict_majority:
         "logs/predict_majority.log",
     shell:
         """
-        uv run --frozen python -m scripts.predict_majority \
+        uv run --frozen --no-sync python -m scripts.predict_majority \
             --questions {input.questions:q} --split {input.split:q} \
             --output {output.predictions:q} --meta {output.facts:q} >{log:q} 2>&1
         """
@@ -86,7 +86,7 @@ rule score:
         config=canonical("score"),
     shell:
         """
-        uv run --frozen python -m scripts.score \
+        uv run --frozen --no-sync python -m scripts.score \
             --model {wildcards.model:q} --predictions {input.predictions:q} --meta {input.facts:q} \
             --questions {input.questions:q} --split {input.split:q} --config {params.config:q} \
             --output {output.metrics:q} --rows {output.rows:q} >{log:q} 2>&1
@@ -112,7 +112,7 @@ rule judge_answers:
         config=canonical("judge", "score", "deliver.llm_match"),
     shell:
         """
-        uv run --frozen python -m scripts.judge_answers \
+        uv run --frozen --no-sync python -m scripts.judge_answers \
             --model {wildcards.model:q} --predictions {input.predictions:q} --questions {input.questions:q} \
             --split {input.split:q} --prompts {input.prompts:q} --config {params.config:q} \
             --work-dir work/judge --output {output:q} >{log:q} 2>&1
@@ -133,7 +133,7 @@ rule export_openeqa:
         model="base|tuned",
     shell:
         """
-        uv run --frozen python -m scripts.export_openeqa \
+        uv run --frozen --no-sync python -m scripts.export_openeqa \
             --predictions {input.predictions:q} --output {output:q} >{log:q} 2>&1
         """
 
@@ -155,7 +155,7 @@ rule compare_models:
         config=canonical("score"),
     shell:
         """
-        uv run --frozen python -m scripts.compare_models \
+        uv run --frozen --no-sync python -m scripts.compare_models \
             --metrics-dir results/metrics --config {params.config:q} \
             --output {output.metrics:q} --comparison {output.comparison:q} >{log:q} 2>&1
         """

@@ -12,7 +12,7 @@ rule write_config:
         config=canonical(*sorted(config)),
     shell:
         """
-        uv run --frozen python -m scripts.write_config --config {params.config:q} --output {output:q} >{log:q} 2>&1
+        uv run --frozen --no-sync python -m scripts.write_config --config {params.config:q} --output {output:q} >{log:q} 2>&1
         """
 
 
@@ -40,7 +40,7 @@ rule write_model_card:
         "logs/write_model_card.log",
     shell:
         """
-        uv run --frozen python -m scripts.write_model_card \
+        uv run --frozen --no-sync python -m scripts.write_model_card \
             --results-dir results --base {input.base:q} --template {input.template:q} --output {output:q} >{log:q} 2>&1
         """
 
@@ -61,7 +61,7 @@ rule write_plots:
         "logs/write_plots.log",
     shell:
         """
-        uv run --frozen python -m scripts.write_plots \
+        uv run --frozen --no-sync python -m scripts.write_plots \
             --curves {input.curves:q} --scores {input.scores:q} --output-dir results/plots > {log:q} 2>&1
         """
 
@@ -96,7 +96,7 @@ rule write_report:
         config=canonical("report"),
     shell:
         """
-        uv run --frozen python -m scripts.write_report \
+        uv run --frozen --no-sync python -m scripts.write_report \
             --results-dir results --benchmarks-dir benchmarks --config {params.config:q} \
             --output {output:q} >{log:q} 2>&1
         """

@@ -26,7 +26,7 @@ rule train_adapter:
         config=canonical("train", "vision"),
     shell:
         """
-        uv run --frozen --project envs/train python -m scripts.train_adapter \
+        uv run --frozen --no-sync --project envs/train python -m scripts.train_adapter \
             --dataset-dir results/sft --frames {input.frames:q} --base {input.base:q} --config {params.config:q} \
             --work-dir work/train --adapter-dir results/adapter --log-dir results/train_log >{log:q} 2>&1
         """

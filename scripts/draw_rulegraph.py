@@ -74,7 +74,9 @@ def draw(dot: str, home: dict[str, str], output: Path) -> dict:
     figure, axes = pyplot.subplots(figsize=(width * 1.75, height * 0.85 + 0.6))
     for source, target in edges:
         if column[target] - column[source] > 1 and any(
-            (source, middle) in edges and column[middle] < column[target] for middle in rules if (middle, target) in edges
+            (source, middle) in edges and column[middle] < column[target]
+            for middle in rules
+            if (middle, target) in edges
         ):
             continue  # implied by a longer way
         axes.annotate(
@@ -92,13 +94,20 @@ def draw(dot: str, home: dict[str, str], output: Path) -> dict:
             va="center",
             fontsize=9,
             color="white",
-            bbox={"boxstyle": "round,pad=0.35", "facecolor": COLOURS.get(home.get(name, ""), "#4a5568"), "edgecolor": "none"},
+            bbox={
+                "boxstyle": "round,pad=0.35",
+                "facecolor": COLOURS.get(home.get(name, ""), "#4a5568"),
+                "edgecolor": "none",
+            },
         )
     axes.set_xlim(-0.6, width - 0.4)
     axes.set_ylim(max(row.values()) + 0.7, min(row.values()) - 0.7)
     axes.axis("off")
     figure.legend(
-        handles=[pyplot.Line2D([], [], marker="s", ls="", color=colour, label=f"rules/{name}.smk") for name, colour in COLOURS.items()],
+        handles=[
+            pyplot.Line2D([], [], marker="s", ls="", color=colour, label=f"rules/{name}.smk")
+            for name, colour in COLOURS.items()
+        ],
         loc="lower center",
         ncols=len(COLOURS),
         frameon=False,
@@ -107,7 +116,9 @@ def draw(dot: str, home: dict[str, str], output: Path) -> dict:
     for path in (output, output.with_suffix(".png")):
         with atomic_path(path) as part:
             metadata = {"Date": None} if path.suffix == ".svg" else {"Software": None}
-            figure.savefig(part, format=path.suffix[1:], dpi=110, bbox_inches="tight", metadata=metadata, facecolor="white")
+            figure.savefig(
+                part, format=path.suffix[1:], dpi=110, bbox_inches="tight", metadata=metadata, facecolor="white"
+            )
     pyplot.close(figure)
     return {"rules": len(rules), "edges": len(edges)}
 
@@ -130,7 +141,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> dict:
     """Door 2: ask Snakemake, draw."""
-    done = subprocess.run([sys.executable, "-m", "snakemake", "--rulegraph", "--forceall"], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "snakemake", "--rulegraph", "--forceall"], capture_output=True, text=True
+    )
     if done.returncode:
         raise EqaError(f"snakemake --rulegraph failed: {(done.stderr or done.stdout).strip().splitlines()[-1]}")
     return draw(done.stdout, rule_files(Path()), args.output)

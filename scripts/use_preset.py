@@ -27,7 +27,9 @@ def expect_preset(name: str, config: Path = CONFIG) -> dict:
     loaded = load_yaml(config)
     found = loaded.get("preset") if isinstance(loaded, dict) else None
     if found != name:
-        raise EqaError(f"{config}: preset={found}, but {name} is wanted here; `make use PRESET={name}` switches, `make run` runs yours")
+        raise EqaError(
+            f"{config}: preset={found}, but {name} is wanted here; `make use PRESET={name}` switches, `make run` runs yours"
+        )
     return {"preset": name}
 
 

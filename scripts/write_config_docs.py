@@ -58,10 +58,14 @@ def page(schema: Mapping, presets: Mapping[str, Mapping]) -> str:
         if "properties" not in part:
             text += f"## {section}\n\n{part['description']}\n\n"
             continue
-        text += f"## {section}\n\n| key | limits | {' | '.join(names)} | meaning |\n|---|---|{'---|' * len(names)}---|\n"
+        text += (
+            f"## {section}\n\n| key | limits | {' | '.join(names)} | meaning |\n|---|---|{'---|' * len(names)}---|\n"
+        )
         for key, schema_key in part["properties"].items():
             values = [shown(presets[name][section][key]) for name in names]
-            text += f"| `{section}.{key}` | {limits(schema_key)} | {' | '.join(values)} | {schema_key['description']} |\n"
+            text += (
+                f"| `{section}.{key}` | {limits(schema_key)} | {' | '.join(values)} | {schema_key['description']} |\n"
+            )
         text += "\n"
     return text.rstrip() + "\n"
 

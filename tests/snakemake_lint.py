@@ -23,7 +23,7 @@ def main() -> int:
     """Run the linter; 1 with its output when something is left."""
     done = subprocess.run([sys.executable, "-m", "snakemake", "--lint"], capture_output=True, text=True)
     left = remaining_advice(done.stdout + done.stderr)
-    if left or "Lints for" not in done.stdout + done.stderr and done.returncode:
+    if left or ("Lints for" not in done.stdout + done.stderr and done.returncode):
         print(f"snakemake --lint: {len(left)} advice left: {left}; see `snakemake --lint`", file=sys.stderr)
         return 1
     print("snakemake --lint: nothing but the conda advice")

@@ -11,7 +11,18 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENTS = (".venv", "envs/train/.venv", "envs/gguf/.venv")
 # files that cannot change what a run makes
-INDIFFERENT = ("docs/", "tests/", "bench/", ".ci/", "README", "CHANGELOG", "LICENSE", "CONTRIBUTING", "Makefile", ".github/")
+INDIFFERENT = (
+    "docs/",
+    "tests/",
+    "bench/",
+    ".ci/",
+    "README",
+    "CHANGELOG",
+    "LICENSE",
+    "CONTRIBUTING",
+    "Makefile",
+    ".github/",
+)
 
 
 def environment(**extra: str) -> dict[str, str]:
@@ -33,10 +44,17 @@ def environment(**extra: str) -> dict[str, str]:
     return keep | extra
 
 
-def call(folder: Path, *command: str, check: bool = True, timeout: float = 1500, **extra: str) -> subprocess.CompletedProcess[str]:
+def call(
+    folder: Path, *command: str, check: bool = True, timeout: float = 1500, **extra: str
+) -> subprocess.CompletedProcess[str]:
     """Run a command in a clone; with `check`, a failure shows what it printed."""
     done = subprocess.run(
-        [str(word) for word in command], cwd=folder, env=environment(**extra), capture_output=True, text=True, timeout=timeout
+        [str(word) for word in command],
+        cwd=folder,
+        env=environment(**extra),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
     )
     if check and done.returncode:
         logs = ""
@@ -46,14 +64,20 @@ def call(folder: Path, *command: str, check: bool = True, timeout: float = 1500,
                     path = folder / name.strip()
                     if path.is_file():
                         logs += f"\n--- {path.name}\n{path.read_text(errors='replace')[-4000:]}"
-        raise AssertionError(f"{' '.join(map(str, command))}: exit {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}{logs}")
+        raise AssertionError(
+            f"{' '.join(map(str, command))}: exit {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}{logs}"
+        )
     return done
 
 
 def source_files() -> list[str]:
     """Tracked and untracked, not ignored files of the checkout that exist."""
     listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout
     return sorted(name for name in set(listed.split("\0")) if name and (ROOT / name).is_file())
 

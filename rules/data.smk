@@ -67,17 +67,19 @@ rule fetch_prompts:
 
 
 rule fetch_episodes:
-    # Open-EQA's archive of HM3D frames, 12 GB, by name only. Its progress is worth seeing: no log file.
+    # Open-EQA's archive of HM3D frames, 12 GB, by name only. Progress goes to the terminal, facts to the log.
     input:
         code=code("fetch_episodes"),
         lock="uv.lock",
         pins="config/data.lock.json",
     output:
         "data/raw/download/manifest.json",
+    log:
+        "logs/fetch_episodes.log",
     shell:
         """
         uv run --frozen --no-sync python -m scripts.fetch_episodes \
-            --lock {input.pins:q} --output-dir data/raw/download
+            --lock {input.pins:q} --output-dir data/raw/download >{log:q}
         """
 
 
@@ -116,7 +118,13 @@ rule index_episodes:
     log:
         "logs/index_episodes.log",
     params:
-        config=canonical("data.source", "data.require", "frames.count", "frames.short", "frames.shards"),
+        config=canonical(
+            "data.source",
+            "data.require",
+            "frames.count",
+            "frames.short",
+            "frames.shards",
+        ),
     shell:
         """
         uv run --frozen --no-sync python -m scripts.index_episodes \
@@ -169,7 +177,7 @@ if ARCHIVE:
             """
             uv run --frozen --no-sync python -m scripts.extract_archive \
                 --episodes {input.episodes:q} --source {input.source:q} --config {params.config:q} \
-                --frames-dir results/frames --work-dir work/archive --output {output:q} > {log:q} 2>&1
+                --frames-dir results/frames --work-dir work/archive --output {output:q} >{log:q} 2>&1
             """
 
 

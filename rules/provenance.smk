@@ -14,8 +14,16 @@ from scripts.lib.errors import EqaError
 # Folders whose files need not be on this machine (config: data.frames_remote, model.dvc_out).
 PROVENANCE_POLICY = provenance.Policy(
     absent_ok={
-        **({"results/frames": ("*",)} if config.get("data", {}).get("frames_remote") else {}),
-        **({"models/base": ("*",)} if config.get("model", {}).get("dvc_out", "models/base") != "models/base" else {}),
+        **(
+            {"results/frames": ("*",)}
+            if config.get("data", {}).get("frames_remote")
+            else {}
+        ),
+        **(
+            {"models/base": ("*",)}
+            if config.get("model", {}).get("dvc_out", "models/base") != "models/base"
+            else {}
+        ),
     }
 )
 PROVENANCE_STATE = {"ended": False}
@@ -25,8 +33,14 @@ def finish_run(success):
     """Write the lock; after a success let DVC take the results. A failure of either is a failure of the run."""
     PROVENANCE_STATE["ended"] = True
     try:
-        complete = success and set(workflow.dag.targetrules or ()) == {workflow.get_rule("all")}
-        alive = [str(file) for job in workflow.dag.jobs for file in job.output] if complete else None
+        complete = success and set(workflow.dag.targetrules or ()) == {
+            workflow.get_rule("all")
+        }
+        alive = (
+            [str(file) for job in workflow.dag.jobs for file in job.output]
+            if complete
+            else None
+        )
         provenance.export(PROVENANCE_POLICY, alive, success)
         if success:
             commits, why_not = versions.dvc_commits()
@@ -41,11 +55,20 @@ def finish_run(success):
 def finish_interrupted_run():
     """With nothing left to run Snakemake calls no hook: finish here what a killed run left."""
     dag = getattr(workflow, "_dag", None)
-    if PROVENANCE_STATE["ended"] or dag is None or workflow.dryrun or len(dag) or list(dag.needrun_jobs()):
+    if (
+        PROVENANCE_STATE["ended"]
+        or dag is None
+        or workflow.dryrun
+        or len(dag)
+        or list(dag.needrun_jobs())
+    ):
         return
     if not (versions.PENDING.exists() or provenance.unexported()):
         return
-    print("provenance: an earlier run was stopped before its results were recorded; recording them now", file=sys.stderr)
+    print(
+        "provenance: an earlier run was stopped before its results were recorded; recording them now",
+        file=sys.stderr,
+    )
     try:
         finish_run(True)
     except WorkflowError as error:
@@ -58,7 +81,10 @@ if workflow.is_main_process:
     try:
         provenance.restore(PROVENANCE_POLICY)
     except OSError as error:
-        print(f"provenance: {error}; Snakemake goes on with its own records", file=sys.stderr)
+        print(
+            f"provenance: {error}; Snakemake goes on with its own records",
+            file=sys.stderr,
+        )
     atexit.register(finish_interrupted_run)
 
 

@@ -62,7 +62,7 @@ rule write_plots:
     shell:
         """
         uv run --frozen --no-sync python -m scripts.write_plots \
-            --curves {input.curves:q} --scores {input.scores:q} --output-dir results/plots > {log:q} 2>&1
+            --curves {input.curves:q} --scores {input.scores:q} --output-dir results/plots >{log:q} 2>&1
         """
 
 
@@ -121,9 +121,13 @@ ARTIFACTS = [
     ),
     "results/adapter/manifest.json",
     expand("results/train_log/{name}", name=["curves.json", "loss.png"]),
-    expand("results/predictions/{model}.{kind}", model=MODELS, kind=["jsonl", "meta.json"]),
+    expand(
+        "results/predictions/{model}.{kind}", model=MODELS, kind=["jsonl", "meta.json"]
+    ),
     expand("results/predictions/{model}.openeqa.json", model=["base", "tuned"]),
-    expand("results/metrics/{model}.{kind}", model=MODELS, kind=["json", "questions.jsonl"]),
+    expand(
+        "results/metrics/{model}.{kind}", model=MODELS, kind=["json", "questions.jsonl"]
+    ),
     "results/metrics/comparison.json",
     expand("results/metrics/llm_match_{model}.json", model=["base", "tuned"]),
     "results/metrics.json",
@@ -134,6 +138,9 @@ ARTIFACTS = [
     "results/ollama/import.json",
     "results/serve/lmdeploy.json",
     "results/model_card.md",
-    expand("results/plots/{name}.csv", name=["train_loss", "val_loss", "base_categories", "tuned_categories"]),
+    expand(
+        "results/plots/{name}.csv",
+        name=["train_loss", "val_loss", "base_categories", "tuned_categories"],
+    ),
     "results/report/index.html",
 ]

@@ -101,6 +101,23 @@ def check_quantization(model: torch.nn.Module, expected: Sequence[str], bits: in
     return counts
 
 
+def keep_quantized(model: torch.nn.Module) -> int:
+    """Stop bitsandbytes from repacking 4-bit weights in the middle of a training on the CPU.
+
+    On a CPU with AVX512-BF16, the first validation turns each layer's weights into a layout for inference, in place: the
+    nested statistics are gone, the block scales are rounded to bfloat16, and training goes on from another base than it
+    began with. A resumed run then differs from an uninterrupted one, and one machine from another.
+
+    Returns:
+        Layers that would have been repacked.
+    Source: bitsandbytes 0.50.2 nn/modules.py Linear4bit.forward, functional.py _convert_weight_packed_for_cpu.
+    """
+    touched = [module for module in model.modules() if getattr(module, "support_avx512bf16_for_cpu", False)]
+    for module in touched:
+        module.support_avx512bf16_for_cpu = False
+    return len(touched)
+
+
 def check_adapter(
     model: torch.nn.Module, expected: Sequence[str], target: str, tower_frozen: bool, projector_frozen: bool
 ) -> dict:

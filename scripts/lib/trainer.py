@@ -150,6 +150,7 @@ def make_callback(job: Mapping, run_dir: Path) -> Any:
             best = run_dir / f"checkpoint-{state.best_global_step}"
             if state.best_global_step and best.is_dir():
                 state.best_model_checkpoint = str(best)  # the folder may have moved since
+            guards.keep_quantized(model)
             if config.get("answer_only_loss"):
                 from scripts.lib.answer_loss import use_answer_only_loss
 
@@ -224,8 +225,12 @@ def make_callback(job: Mapping, run_dir: Path) -> Any:
 
         # ---- after
 
-        def on_train_end(self, args, state, control, **kwargs):
+        def on_train_end(self, args, state, control, model=None, **kwargs):
             args.do_eval = False  # the last step was evaluated just now
+            config = job["train"]
+            expected = guards.linear_modules(Path(job["base_dir"]))
+            # still what it was at the start: libraries have changed the base under a training before
+            guards.check_quantization(model, expected, config["quantization_bit"], config["double_quantization"])
             if not state.is_world_process_zero:
                 return
             rate = self.steps_per_s(state)

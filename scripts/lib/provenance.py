@@ -235,8 +235,9 @@ def marked(record: dict, why: str) -> dict:
 
 def wrote_it_here(record: dict, path: str) -> bool:
     """Whether the file still is what this workspace's last job wrote: Snakemake records its mtime as the job's end."""
-    with contextlib.suppress(OSError, TypeError):
-        return abs(os.lstat(path).st_mtime - record["endtime"]) <= SAME_TIME_S
+    end = record.get("endtime")
+    with contextlib.suppress(OSError):
+        return isinstance(end, float | int) and abs(os.lstat(path).st_mtime - end) <= SAME_TIME_S
     return False
 
 

@@ -43,3 +43,16 @@ def test_config_keys_in_docs_exist(page):
     for section, key in re.findall(rf"`({sections})\.([a-z_0-9]+)`", page.read_text()):
         if key not in ("yaml", "json", "smk", "md"):
             assert key in config[section], f"{page.name}: {section}.{key}"
+
+
+def test_error_headings_in_troubleshooting_stand_in_the_code():
+    code = "\n".join(
+        path.read_text()
+        for pattern in ("scripts/**/*.py", "scripts/**/*.sh", "rules/*.smk", "Snakefile")
+        for path in sorted(ROOT.glob(pattern))
+    )
+    headings = re.findall(r"^## `(.+)`$", (ROOT / "docs/troubleshooting.md").read_text(), flags=re.MULTILINE)
+    assert len(headings) >= 6
+    for heading in headings:
+        for part in heading.split("…"):
+            assert part.strip() in code, f"{heading!r}: {part.strip()!r} is said nowhere"

@@ -1,7 +1,8 @@
 """What transformers answers to chat requests: the reference for servers. Run in envs/train:
 python -m tests.lib.serving_reference --model FOLDER --requests R.json --output O.json
 
-R.json: [{"text", "images": [path...], "max_new_tokens"}]. O.json: [{"answer", "tokens", "first": {piece: log-probability}}].
+R.json: [{"text", "images": [path...], "max_new_tokens"}].
+O.json: [{"answer", "prompt_tokens", "first": {token: log-probability of the 20 best first tokens}}].
 """
 
 from __future__ import annotations

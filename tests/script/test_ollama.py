@@ -1,0 +1,425 @@
+"""prepare_ollama and import_ollama. The server is a stand-in (tests/lib/ollama_standin.py), except where OLLAMA_HOST
+names a real one."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from scripts import import_ollama, prepare_ollama
+from scripts.lib.errors import EqaError
+from scripts.lib.files import read_json, write_json, write_manifest
+from scripts.lib.ollama_folder import check_shards, mend_for_ollama, ollama_files, ollama_view
+from tests.lib import ollama_standin, serving_data
+from tests.lib.project import ROOT
+
+SETTINGS = {
+    "deliver": {"ollama": True},
+    "serve": {"model_name": "openeqa-test", "ollama_quantize": ""},
+    "predict": {"max_new_tokens": 16},
+}
+
+
+@pytest.fixture
+def server(monkeypatch):
+    with ollama_standin.serve() as state:
+        monkeypatch.setenv("OLLAMA_HOST", state.url)
+        yield state
+
+
+@pytest.fixture
+def results(tmp_path) -> Path:
+    """results/ with a mended merged folder, a Modelfile, GGUF switched off and a test part."""
+    results = tmp_path / "results"
+    manifest = serving_data.write_model_folder(results / "merged")
+    mend_for_ollama(manifest.parent)
+    write_manifest(manifest.parent)
+    test = serving_data.write_test_part(results, ["What color is the sofa?"])
+    write_json(results / "gguf/manifest.json", {"status": "disabled", "key": "deliver.gguf"})
+    assert prepare(results) == 0
+    assert test.is_file()
+    return results
+
+
+def prepare(results: Path, **predict) -> int:
+    config = {"predict": {"max_new_tokens": 16, "decoding": "greedy", **predict}, "frames": {"count": 8}}
+    return prepare_ollama.main(
+        [
+            *("--merged", str(results / "merged/manifest.json"), "--budget", str(results / "sft/token_budget.json")),
+            *("--config", json.dumps(config), "--output", str(results / "ollama/Modelfile")),
+        ]
+    )
+
+
+def arguments(results: Path, **serve) -> list[str]:
+    config = {**SETTINGS, "serve": {**SETTINGS["serve"], **serve}}
+    return [
+        *("--merged", str(results / "merged/manifest.json"), "--modelfile", str(results / "ollama/Modelfile")),
+        *("--gguf", str(results / "gguf/manifest.json"), "--test", str(results / "sft/test.json")),
+        *("--config", json.dumps(config), "--output", str(results / "ollama/import.json")),
+    ]
+
+
+# ------------------------------------------------------------------------------------------------ the folder
+
+
+def test_a_folder_of_transformers_5_is_unreadable_until_mended(tmp_path):
+    folder = serving_data.write_model_folder(tmp_path / "merged").parent
+    with pytest.raises(EqaError, match=r"preprocessor_config\.json"):
+        ollama_view(folder)
+    added = mend_for_ollama(folder)
+    assert "preprocessor_config.json" in added
+    assert "config.json: text_config.rope_theta" in added
+    view = ollama_view(folder)
+    assert view["rope.freq_base"] == 5000000
+    assert view["rope.dimension_sections"] == [12, 10, 10, 0]
+    assert (view["vision.shortest_edge"], view["vision.longest_edge"]) == (1024, 16777216)
+    assert view["tokenizer.ggml.pre"] == "qwen2"
+    assert view["tokenizer.ggml.eos_token_id"] == 2
+    assert view["tensors"] == 4
+
+
+def test_mending_twice_changes_nothing(tmp_path):
+    folder = serving_data.write_model_folder(tmp_path / "merged").parent
+    mend_for_ollama(folder)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert mend_for_ollama(folder) == []
+    assert before == {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_transformers_names_stay_beside_the_mended_ones(tmp_path):
+    folder = serving_data.write_model_folder(tmp_path / "merged").parent
+    mend_for_ollama(folder)
+    text = read_json(folder / "config.json")["text_config"]
+    assert text["rope_parameters"]["rope_theta"] == text["rope_theta"]
+    assert text["rope_scaling"] == {"mrope_interleaved": True, "mrope_section": [12, 10, 10], "rope_type": "default"}
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda f: (f / "model-00002-of-00002.safetensors").unlink(), "model-00002-of-00002.safetensors: this shard"),
+        (lambda f: (f / "model-00001-of-00002.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{"), "no safetensors file"),
+        (lambda f: cut(f / "model-00001-of-00002.safetensors"), "it is cut short"),
+        (lambda f: serving_data.write_safetensors(f / "model-00001-of-00002.safetensors", ["t0.a"]), "tensor t0.b"),
+        (lambda f: [p.unlink() for p in f.glob("*.safetensors")], "missing"),
+    ],
+)
+def test_incomplete_weights_are_named(tmp_path, spoil, said):
+    folder = serving_data.write_model_folder(tmp_path / "merged").parent
+    spoil(folder)
+    with pytest.raises(EqaError, match=said):
+        check_shards(folder)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-2])
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "said"),
+    [
+        ("config.json", {"architectures": ["LlamaForCausalLM"]}, "architecture 'LlamaForCausalLM'"),
+        ("tokenizer.json", {"pre_tokenizer": {"type": "Split", "pattern": {"Regex": "x"}}}, "is not Qwen2's"),
+        ("tokenizer_config.json", {"eos_token": "<eos>"}, "eos_token='<eos>' is no added token"),
+        ("preprocessor_config.json", {"size": {}}, "vision.longest_edge=0"),
+    ],
+)
+def test_what_ollama_would_misread_is_refused(tmp_path, file, change, said):
+    folder = serving_data.write_model_folder(tmp_path / "merged").parent
+    mend_for_ollama(folder)
+    write_json(folder / file, {**read_json(folder / file), **change})
+    with pytest.raises(EqaError, match=said):
+        ollama_view(folder)
+
+
+def test_our_own_records_are_not_uploaded(tmp_path):
+    folder = serving_data.write_model_folder(tmp_path / "merged").parent
+    write_json(folder / "verify.json", {})
+    names = ollama_files(folder)
+    assert "manifest.json" not in names
+    assert "verify.json" not in names
+    assert {"config.json", "tokenizer.json", "chat_template.jinja"} < set(names)
+
+
+# ------------------------------------------------------------------------------------------------ Modelfile
+
+
+def test_modelfile_holds_eight_frames_and_qwens_renderer(results):
+    text = (results / "ollama/Modelfile").read_text()
+    parsed = prepare_ollama.parse_modelfile(text, Path("Modelfile"))
+    assert parsed["from"] == "../merged"
+    assert parsed["renderer"] == parsed["parser"] == "qwen3-vl-instruct"
+    assert parsed["parameters"]["num_ctx"] == 16384
+    assert parsed["parameters"]["temperature"] == 0
+    assert parsed["parameters"]["stop"] == ["<|im_end|>", "<|endoftext|>"]
+
+
+def test_modelfile_template_is_chatml_with_line_feeds(results):
+    text = (results / "ollama/Modelfile").read_text()
+    template = prepare_ollama.parse_modelfile(text, Path("Modelfile"))["template"]
+    # what Go's text/template makes of it, for the two actions that it uses
+    body, end = template.split("{{- range .Messages }}")[1].split("{{ end }}")
+    turns = [("system", "Be brief."), ("user", "Hi")]
+    rendered = "".join(body.replace("{{ .Role }}", r).replace("{{ .Content }}", c) for r, c in turns) + end
+    assert rendered == (
+        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("pictures", "cutoff", "limit", "context"),
+    [(8, 768, 32768, 16384), (1, 768, 32768, 8192), (16, 2048, 262144, 32768), (8, 768, 4096, 4096)],
+)
+def test_context_is_a_power_of_two_within_the_model(pictures, cutoff, limit, context):
+    assert prepare_ollama.context_length(pictures, cutoff, 128, limit) == context
+
+
+def test_tutorial_decoding_has_its_temperature(results):
+    assert prepare(results, decoding="tutorial") == 0
+    assert "PARAMETER temperature 0.2\n" in (results / "ollama/Modelfile").read_text()
+
+
+@pytest.mark.parametrize("text", ["SYSTEM hi\nFROM .\n", "PARAMETER x 1\n", 'FROM .\nTEMPLATE """x\n'])
+def test_foreign_modelfiles_are_refused(text):
+    with pytest.raises(EqaError, match="write the Modelfile again"):
+        prepare_ollama.parse_modelfile(text, Path("Modelfile"))
+
+
+def test_prepare_refuses_a_merged_folder_with_a_missing_shard(results, capsys):
+    (results / "merged/model-00002-of-00002.safetensors").unlink()
+    (results / "ollama/Modelfile").unlink()
+    assert prepare(results) == 2
+    assert "model-00002-of-00002.safetensors" in capsys.readouterr().err
+    assert not list((results / "ollama").iterdir())
+
+
+# ------------------------------------------------------------------------------------------------ import
+
+
+def test_switched_off_import_writes_the_record_and_reads_nothing(tmp_path):
+    config = json.dumps({**SETTINGS, "deliver": {"ollama": False}})
+    nothing = [word for name in ("merged", "modelfile", "gguf", "test") for word in (f"--{name}", "nowhere")]
+    assert import_ollama.main([*nothing, "--config", config, "--output", str(tmp_path / "import.json")]) == 0
+    assert read_json(tmp_path / "import.json") == {"status": "disabled", "key": "deliver.ollama"}
+
+
+def test_import_creates_asks_and_records(results, server):
+    assert import_ollama.main(arguments(results)) == 0
+    record = read_json(results / "ollama/import.json")
+    assert record["status"] == "imported"
+    assert record["route"] == "safetensors"
+    assert record["question"]["answer"] == "the sofa is red"
+    assert len(record["question"]["frames"]) == 8
+    create = next(body for _, path, body in server.requests if path == "/api/create")
+    assert create["renderer"] == create["parser"] == "qwen3-vl-instruct"
+    assert create["parameters"]["num_ctx"] == 16384
+    assert "quantize" not in create
+    chat = next(body for _, path, body in server.requests if path == "/api/chat")
+    assert len(chat["messages"][0]["images"]) == 8
+    assert chat["messages"][0]["content"] == "What color is the sofa?"
+    assert set(server.models) == {record["model"], "openeqa-test:latest"}
+    # nothing of the machine or the hour
+    assert str(results) not in (results / "ollama/import.json").read_text()
+
+
+def test_second_import_uploads_nothing_and_gives_the_same_record(results, server):
+    assert import_ollama.main(arguments(results)) == 0
+    first, uploads = (results / "ollama/import.json").read_bytes(), len(server.uploads)
+    assert import_ollama.main(arguments(results)) == 0
+    assert (results / "ollama/import.json").read_bytes() == first
+    assert len(server.uploads) == uploads
+
+
+def test_known_blobs_are_not_sent_again(results, server):
+    assert import_ollama.main(arguments(results)) == 0
+    uploads = len(server.uploads)
+    assert import_ollama.main(arguments(results, ollama_quantize="q4_K_M")) == 0
+    assert len(server.uploads) == uploads
+    creates = [body for _, path, body in server.requests if path == "/api/create"]
+    assert creates[1]["quantize"] == "q4_K_M"
+    assert creates[0]["model"] != creates[1]["model"]
+
+
+def test_a_foreign_model_of_our_name_stays(results, server):
+    server.models["openeqa-test:latest"] = {"model": "openeqa-test", "files": {}, "system": "the user's own"}
+    before = server.digest("openeqa-test:latest")
+    assert import_ollama.main(arguments(results)) == 0
+    assert server.digest("openeqa-test:latest") == before
+    record = read_json(results / "ollama/import.json")
+    assert record["name"] == record["model"] != "openeqa-test"
+
+
+def test_our_name_moves_on_with_the_next_import(results, server):
+    assert import_ollama.main(arguments(results)) == 0
+    assert import_ollama.main(arguments(results, ollama_quantize="q8_0")) == 0
+    record = read_json(results / "ollama/import.json")
+    assert record["name"] == "openeqa-test"
+    assert server.digest("openeqa-test:latest") == server.digest(record["model"])
+
+
+@pytest.mark.parametrize("version", ["0.12.6", "0.11.0", "v0.9.9-rc1"])
+def test_an_old_server_is_refused_before_any_upload(results, server, capsys, version):
+    server.version = version
+    assert import_ollama.main(arguments(results)) == 2
+    said = capsys.readouterr().err
+    assert "0.12.7 or newer is wanted" in said
+    assert server.uploads == []
+    assert server.models == {}
+
+
+@pytest.mark.parametrize(
+    ("switch", "value", "said"),
+    [
+        ("fail_create_after", "converting model", "no space left on device"),
+        ("break_create_after", "converting model", "creating openeqa-test"),
+        ("fail_create_http", 400, "no files provided"),
+        ("fail_chat", "model runner has unexpectedly stopped", "unexpectedly stopped"),
+        ("answer", "", "answers with nothing"),
+    ],
+)
+def test_no_model_is_left_behind_after_a_failure(results, server, capsys, switch, value, said):
+    server.models["somebody-elses:latest"] = {"files": {}}
+    setattr(server, switch, value)
+    assert import_ollama.main(arguments(results)) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said in error
+    assert set(server.models) == {"somebody-elses:latest"}
+    assert not (results / "ollama/import.json").exists()
+
+
+def test_a_failed_question_does_not_remove_a_model_that_was_there(results, server):
+    assert import_ollama.main(arguments(results)) == 0
+    names = set(server.models)
+    server.fail_chat = "out of memory"
+    assert import_ollama.main(arguments(results)) == 2
+    assert set(server.models) == names
+
+
+def test_an_unmended_folder_stops_before_the_server_is_asked(results, server, capsys):
+    (results / "merged/preprocessor_config.json").unlink()
+    write_manifest(results / "merged")
+    assert import_ollama.main(arguments(results)) == 2
+    assert "preprocessor_config.json" in capsys.readouterr().err
+    assert server.requests == []
+
+
+def test_the_stand_in_refuses_what_ollamas_converter_refuses(results, server, monkeypatch, capsys):
+    """Without our own check first, the server's error line is what the user reads."""
+    monkeypatch.setattr(import_ollama, "ollama_view", lambda folder: {"context_length": 1})
+    (results / "merged/preprocessor_config.json").unlink()
+    write_manifest(results / "merged")
+    assert import_ollama.main(arguments(results)) == 2
+    assert "creating openeqa-test" in capsys.readouterr().err
+    assert server.models == {}
+
+
+def test_gguf_is_the_second_way_on_a_new_server(results, server):
+    folder = results / "gguf"
+    for name in ("model-f16.gguf", "mmproj-f16.gguf"):
+        (folder / name).write_bytes(b"GGUF" + name.encode())
+    (folder / "manifest.json").unlink()
+    write_manifest(folder)
+    server.refuse_safetensors = True
+    assert import_ollama.main(arguments(results)) == 0
+    record = read_json(results / "ollama/import.json")
+    assert record["route"] == "gguf"
+    assert set(server.models[record["model"]]["files"]) == {"model-f16.gguf", "mmproj-f16.gguf"}
+
+
+def test_gguf_is_no_way_on_a_server_before_0_30(results, server, capsys):
+    folder = results / "gguf"
+    for name in ("model-f16.gguf", "mmproj-f16.gguf"):
+        (folder / name).write_bytes(b"GGUF")
+    (folder / "manifest.json").unlink()
+    write_manifest(folder)
+    server.refuse_safetensors, server.version = True, "0.20.0"
+    assert import_ollama.main(arguments(results)) == 2
+    assert "unsupported architecture" in capsys.readouterr().err
+
+
+def test_a_server_that_is_down_is_one_line(results, monkeypatch, capsys):
+    monkeypatch.setenv("OLLAMA_HOST", "127.0.0.1:9")
+    assert import_ollama.main(arguments(results)) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line]
+    assert len(lines) == 1
+    assert "http://127.0.0.1:9" in lines[0]
+    assert "ollama serve" in lines[0]
+
+
+def test_another_server_on_the_port_is_told(results, monkeypatch, capsys, tmp_path):
+    from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+    from threading import Thread
+
+    other = ThreadingHTTPServer(("127.0.0.1", 0), SimpleHTTPRequestHandler)
+    Thread(target=other.serve_forever, daemon=True).start()
+    monkeypatch.setenv("OLLAMA_HOST", f"127.0.0.1:{other.server_port}")
+    try:
+        assert import_ollama.main(arguments(results)) == 2
+    finally:
+        other.shutdown()
+        other.server_close()
+    assert "is an Ollama server running there?" in capsys.readouterr().err
+
+
+def test_a_stopped_import_removes_its_model(results, server):
+    """SIGTERM, as Snakemake and Slurm send it, while the question is being answered."""
+    server.answer = "slow " * 400
+    command = [sys.executable, "-c", STOPPABLE, *arguments(results)]
+    process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    deadline = time.monotonic() + 30
+    while not server.models and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert server.models
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=30) != 0
+    assert server.models == {}
+    assert not (results / "ollama/import.json").exists()
+
+
+STOPPABLE = """
+import sys, time
+from scripts import import_ollama
+from scripts.lib import chat_client
+def slow(self, messages, decoding):
+    time.sleep(60)
+chat_client.ChatClient.ask = slow
+sys.exit(import_ollama.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "version"),
+    [("0.12.7", (0, 12, 7)), ("0.33.0-rc2", (0, 33, 0)), ("v1.2.3", (1, 2, 3)), ("0.0.0", (10**6, 0, 0))],
+)
+def test_version_numbers(text, version):
+    assert import_ollama.parse_version(text) == version
+
+
+def test_no_version_number_is_refused():
+    with pytest.raises(EqaError, match="a number such as"):
+        import_ollama.parse_version("unknown")
+
+
+@pytest.mark.skipif(not os.environ.get("OLLAMA_HOST"), reason="OLLAMA_HOST names no real Ollama server")
+@pytest.mark.demo
+def test_a_real_server_imports_the_demo_model(finished_demo, tmp_path):
+    results = tmp_path / "results"
+    for name in ("merged", "ollama", "gguf", "sft", "frames"):
+        shutil.copytree(finished_demo / "results" / name, results / name)
+    (results / "ollama/import.json").unlink()
+    assert import_ollama.main(arguments(results)) == 0
+    record = read_json(results / "ollama/import.json")
+    server = import_ollama.Server(import_ollama.ollama_url())
+    assert record["model"] in server.models()
+    server.delete(record["model"])
+    if record["name"] != record["model"]:
+        server.delete(record["name"])

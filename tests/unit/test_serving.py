@@ -1,0 +1,312 @@
+"""Pure parts of the delivery scripts."""
+
+from __future__ import annotations
+
+import math
+import socket
+from pathlib import Path
+
+import pytest
+
+from scripts import ask, bench_lmdeploy, check_serving, serve
+from scripts.lib import chat_client, serve_settings, targets
+from scripts.lib.chat_client import Message
+from scripts.lib.errors import EqaError
+from scripts.lib.gguf_convert import tensor_type_q4_k_m
+from tests.lib import ollama_standin, serving_data
+
+# ------------------------------------------------------------------------------------------------ chat client
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("", "http://127.0.0.1:11434"),
+        ("0.0.0.0", "http://127.0.0.1:11434"),
+        ("0.0.0.0:11500", "http://127.0.0.1:11500"),
+        ("gpu7:9000", "http://gpu7:9000"),
+        ("gpu7", "http://gpu7:11434"),
+        ("https://ollama.example.org", "https://ollama.example.org:443"),
+        ("http://gpu7/ollama/", "http://gpu7:80/ollama"),
+        ("[::1]:11434", "http://[::1]:11434"),
+        (":11435", "http://127.0.0.1:11435"),
+    ],
+)
+def test_ollama_host_is_read_as_ollama_reads_it(monkeypatch, host, url):
+    monkeypatch.setenv("OLLAMA_HOST", host)
+    assert chat_client.ollama_url() == url
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [("<image><image>Hi", (2, "Hi")), ("Hi", (0, "Hi")), ("Hi <image>", (0, "Hi <image>")), ("<image>", (1, ""))],
+)
+def test_leading_image_marks_are_counted(content, found):
+    assert chat_client.split_prompt(content) == found
+
+
+@pytest.mark.parametrize("data", [b"", b"GIF89a" + b"x" * 50, b"\xff\xd8\xff", b"%PDF-1.4" + b"x" * 99])
+def test_no_picture_is_refused_by_name(data):
+    with pytest.raises(EqaError, match=r"x\.jpg: no picture"):
+        chat_client.media_type(data, "x.jpg")
+
+
+def test_openai_content_puts_pictures_before_the_text():
+    picture = b"\xff\xd8\xff" + b"x" * 40
+    content = chat_client.openai_content(Message("user", "Hi", [picture, picture]))
+    assert [part["type"] for part in content] == ["image_url", "image_url", "text"]
+    assert content[0]["image_url"]["url"].startswith("data:image/jpeg;base64,/9j/")
+    assert chat_client.openai_content(Message("user", "Hi")) == "Hi"
+
+
+def test_a_sample_whose_marks_and_pictures_differ_is_refused(tmp_path):
+    sample = {"question_id": "q1", "messages": [{"role": "user", "content": "<image>Hi"}], "images": []}
+    with pytest.raises(EqaError, match="question q1: 1 <image> marks for 0 pictures"):
+        chat_client.sample_message(sample, tmp_path)
+
+
+def test_a_sample_may_not_leave_its_folder(tmp_path):
+    messages = [{"role": "user", "content": "<image>Hi"}]
+    with pytest.raises(EqaError, match="may not leave its folder"):
+        chat_client.sample_message({"messages": messages, "images": ["../../etc/passwd"]}, tmp_path)
+
+
+def test_the_key_is_sent_to_openai_servers_only(monkeypatch):
+    monkeypatch.setenv(chat_client.KEY_VARIABLE, "secret")
+    assert chat_client.ChatClient("llamacpp", "http://x", "m")._http.headers["authorization"] == "Bearer secret"
+    assert "authorization" not in chat_client.ChatClient("ollama", "http://x", "m")._http.headers
+
+
+# ------------------------------------------------------------------------------------------------ ask
+
+
+def test_eight_pictures_fit_and_nine_do_not():
+    ask.check_room([26] * 8, 8 * 26 + ask.TEXT_ALLOWANCE + 16, 16)
+    with pytest.raises(EqaError, match=r"9 pictures are 234 tokens.*send 8 or fewer"):
+        ask.check_room([26] * 9, 8 * 26 + ask.TEXT_ALLOWANCE + 16, 16)
+
+
+def test_a_server_that_names_no_context_has_the_last_word():
+    ask.check_room([10**6], None, 16)
+
+
+def test_pictures_are_sized_as_in_training(tmp_path):
+    import cv2
+    import numpy as np
+
+    (picture,) = serving_data.write_pictures(tmp_path, 1, (1920, 1080))
+    data, tokens = ask.prepare_picture(picture, 24576)
+    height, width = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR).shape[:2]
+    assert width * height <= 24576
+    assert width % 32 == height % 32 == 0
+    assert tokens == width * height // 1024 + 2
+
+
+def test_a_stored_frame_is_sent_as_it_is(tmp_path):
+    (picture,) = serving_data.write_pictures(tmp_path, 1)
+    assert ask.prepare_picture(picture, 24576) == (picture.read_bytes(), 26)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a picture", b"\xff\xd8\xff\xe0" + b"\0" * 100])
+def test_a_file_that_is_no_picture_is_named(tmp_path, content):
+    (tmp_path / "a.jpg").write_bytes(content)
+    with pytest.raises(EqaError, match=r"a\.jpg: no picture"):
+        ask.prepare_picture(tmp_path / "a.jpg", 24576)
+
+
+# ------------------------------------------------------------------------------------------------ check_serving
+
+
+def test_the_same_questions_are_chosen_from_a_larger_test_part():
+    few = [{"question_id": f"q{n}"} for n in range(30)]
+    assert check_serving.choose(few, 20) == check_serving.choose(few[::-1], 20)
+    assert len(check_serving.choose(few, 20)) == 20
+    assert check_serving.choose(few[:3], 20) == few[:3]
+
+
+def test_agreement_counts_identical_answers_and_lists_the_worst_first():
+    rows = [
+        {"question_id": "a", "predicted": "red", "served": " red\n"},
+        {"question_id": "b", "predicted": "two lamps", "served": "two chairs"},
+        {"question_id": "c", "predicted": "kitchen", "served": "bedroom"},
+        {"question_id": "d", "predicted": "", "served": ""},
+    ]
+    result = check_serving.compare(rows)
+    assert result["agreement"] == 0.5
+    assert [row["question_id"] for row in result["offenders"]] == ["c", "b"]
+    assert result["token_f1"] == pytest.approx((100 + 50 + 0 + 100) / 4)
+
+
+# ------------------------------------------------------------------------------------------------ bench_lmdeploy
+
+
+@pytest.mark.parametrize(
+    ("values", "share", "found"),
+    [([3.0], 0.95, 3.0), ([1, 2, 3, 4], 0.5, 2), (list(range(1, 101)), 0.95, 95), ([5, 1], 1.0, 5)],
+)
+def test_percentiles_are_nearest_rank(values, share, found):
+    assert bench_lmdeploy.percentile(values, share) == found
+
+
+def test_neighbours_in_a_batch_come_from_different_episodes():
+    samples = [{"episode_history": f"e{n // 3}", "n": n} for n in range(9)]
+    picked = bench_lmdeploy.pick_samples(samples, 12)
+    assert [s["episode_history"] for s in picked[:6]] == ["e0", "e1", "e2"] * 2
+    assert len(picked) == 12
+    assert {s["n"] for s in picked} == set(range(9))
+
+
+def test_throughput_is_requests_over_the_sum_of_rounds():
+    request = {"latency": 2.0, "first": 0.5, "new_tokens": 10, "prompt_tokens": 200}
+    rounds = [
+        {"seconds": 2.0, "requests": [request] * 4},
+        {"seconds": 6.0, "requests": [{**request, "latency": 6.0}] * 4},
+    ]
+    row = bench_lmdeploy.summarize(rounds)
+    assert row["requests_per_s"] == 1.0
+    assert row["tokens_per_s"] == 10.0
+    assert row["latency_s"] == {"p50": 2.0, "p95": 6.0}
+
+
+def test_one_picture_means_the_first_frame(tmp_path):
+    test = serving_data.write_test_part(tmp_path, ["a", "b"])
+    from scripts.lib.files import read_json
+
+    prompts = bench_lmdeploy.chat_prompts(read_json(test), tmp_path / "frames", 1)
+    assert [len(prompt[0]["content"]) for prompt in prompts] == [2, 2]
+
+
+# a pipeline stands in for LMDeploy's, which needs CUDA: parts as lmdeploy 0.18.0 messages.Response has them
+class Part:
+    def __init__(self, index, tokens, finish=None):
+        self.index, self.generate_token_len, self.input_token_len, self.finish_reason = index, tokens, 200, finish
+
+
+class Pipe:
+    def __init__(self, parts):
+        self.parts = parts
+
+    def stream_infer(self, prompts, gen_config):
+        yield from self.parts
+
+
+def test_a_round_times_the_first_and_last_token_of_each_request():
+    parts = [Part(1, 1), Part(0, 1), Part(1, 2, "stop"), Part(0, 2), Part(0, 3, "length")]
+    result = bench_lmdeploy.run_round(Pipe(parts), [[], []], None)
+    assert [request["new_tokens"] for request in result["requests"]] == [3, 2]
+    assert all(0 <= request["first"] <= request["latency"] for request in result["requests"])
+    assert math.isclose(result["seconds"], max(request["latency"] for request in result["requests"]))
+
+
+@pytest.mark.parametrize(
+    ("parts", "said"),
+    [([Part(0, 1, "error")], "gave up on a request"), ([Part(0, 1, "stop")], "answered 1 of 2 requests")],
+)
+def test_lost_requests_are_an_error(parts, said):
+    with pytest.raises(EqaError, match=said):
+        bench_lmdeploy.run_round(Pipe(parts), [[], []], None)
+
+
+# ------------------------------------------------------------------------------------------------ serve
+
+
+def test_session_length_is_whole_cache_blocks():
+    assert serve_settings.session_length({"cutoff_len": 768, "max_new_tokens": 16}, Path("b.json")) == 832
+    with pytest.raises(EqaError, match=r"b\.json: no cutoff_len"):
+        serve_settings.session_length([], Path("b.json"))
+
+
+def test_lmdeploy_is_told_what_the_recipe_says():
+    recipe = {**serving_data.recipe()["serve"], "eager_mode": True, "max_batch_size": 4}
+    words = serve.lmdeploy_arguments(Path("results/merged"), recipe, "float16", 832)
+    assert words[0] == "results/merged"
+    said = dict(zip(words[1:-1:2], words[2:-1:2], strict=True))
+    assert said["--backend"] == "pytorch"
+    assert said["--server-name"] == "127.0.0.1"
+    assert said["--session-len"] == "832"
+    assert said["--dtype"] == "float16"
+    assert said["--max-batch-size"] == "4"
+    assert words[-1] == "--eager-mode"
+    assert "--eager-mode" not in serve.lmdeploy_arguments(Path("x"), {**recipe, "eager_mode": False}, "float32", 832)
+
+
+def test_no_argument_carries_the_key(monkeypatch):
+    monkeypatch.setenv(chat_client.KEY_VARIABLE, "secret")
+    recipe = serving_data.recipe()["serve"]
+    assert "secret" not in " ".join(serve.lmdeploy_arguments(Path("x"), recipe, "float16", 832))
+    assert "secret" not in " ".join(serve.llamacpp_arguments(Path("x"), "f16", recipe, 4096))
+
+
+def test_a_port_in_use_is_one_line():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(EqaError, match=f"127.0.0.1:{port}: Address already in use; free it, or set serve.port"):
+            serve.check_port("127.0.0.1", port)
+
+
+# ------------------------------------------------------------------------------------------------ early checks
+
+
+def deliver(**keys) -> dict:
+    return {"deliver": {"ollama": False, "lmdeploy": False, **keys}}
+
+
+def test_rules_that_do_not_run_are_not_checked(monkeypatch):
+    monkeypatch.setenv("OLLAMA_HOST", "127.0.0.1:9")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    targets.check_targets({"export_gguf"}, deliver(ollama=True, lmdeploy=True))
+
+
+def test_switched_off_targets_are_made_on_any_machine(monkeypatch):
+    monkeypatch.setenv("OLLAMA_HOST", "127.0.0.1:9")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    targets.check_targets({"import_ollama", "bench_lmdeploy"}, deliver())
+
+
+def test_a_missing_ollama_server_is_one_line(monkeypatch):
+    monkeypatch.setenv("OLLAMA_HOST", "127.0.0.1:9")
+    with pytest.raises(EqaError, match=r"deliver.ollama=true, but no Ollama server answers at http://127.0.0.1:9"):
+        targets.check_targets({"import_ollama"}, deliver(ollama=True))
+
+
+def test_a_missing_cuda_device_is_one_line(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with pytest.raises(EqaError, match=r"deliver.lmdeploy=true, but there is no CUDA device"):
+        targets.check_targets({"bench_lmdeploy"}, deliver(lmdeploy=True))
+
+
+def test_an_answering_server_lets_the_run_start(monkeypatch):
+    with ollama_standin.serve() as server:
+        monkeypatch.setenv("OLLAMA_HOST", server.url)
+        targets.check_targets({"import_ollama"}, deliver(ollama=True))
+        server.version = "0.9.0"
+        with pytest.raises(EqaError, match=r"Ollama 0\.9\.0 cannot import Qwen3-VL"):
+            targets.check_targets({"import_ollama"}, deliver(ollama=True))
+
+
+# ------------------------------------------------------------------------------------------------ q4_K_M
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "kind"),
+    [
+        ("token_embd.weight", (768, 2048), "Q6_K"),  # tied: it is the output too
+        ("blk.0.attn_q.weight", (2048, 2048), "Q4_K"),
+        ("blk.0.attn_v.weight", (1024, 2048), "Q6_K"),  # the first eighth
+        ("blk.4.ffn_down.weight", (2048, 6144), "Q4_K"),
+        ("blk.5.ffn_down.weight", (2048, 6144), "Q6_K"),  # every third between: (5 - 28 // 8) % 3 == 2
+        ("blk.27.ffn_down.weight", (2048, 6144), "Q6_K"),  # the last eighth
+        ("blk.0.attn_norm.weight", (2048,), ""),
+        ("blk.0.attn_q_norm.weight", (128,), ""),
+        ("blk.0.attn_q.weight", (2048, 96), "Q5_0"),  # rows that are no multiple of 256
+        ("blk.0.attn_v.weight", (2048, 96), "Q8_0"),
+        ("blk.0.attn_q.weight", (2048, 90), "F16"),  # nor of 32
+    ],
+)
+def test_q4_k_m_mixes_types_as_llama_cpp_does(name, shape, kind):
+    assert tensor_type_q4_k_m(name, shape, 28, tied=True) == kind
+
+
+def test_an_embedding_of_its_own_is_q4_k():
+    assert tensor_type_q4_k_m("token_embd.weight", (768, 2048), 28, tied=False) == "Q4_K"
+    assert tensor_type_q4_k_m("output.weight", (768, 2048), 28, tied=False) == "Q6_K"

@@ -161,7 +161,7 @@ def decode_image(data: bytes, where: str) -> np.ndarray:
 
 @contextlib.contextmanager
 def _library_messages() -> Iterator[list[bytes]]:
-    """What C libraries write to stderr meanwhile: libpng and libjpeg know no other way. Filled at the end."""
+    """What C libraries write to stderr meanwhile: libpng, libjpeg and decord know no other way. Filled at the end."""
     messages: list[bytes] = []
     sys.stderr.flush()
     with tempfile.TemporaryFile() as catcher:
@@ -326,8 +326,9 @@ class VideoFile:
         self._decord = decord = load_decord()
         check_container(path)
         try:
-            self._video = decord.VideoReader(str(path), ctx=decord.cpu(0), num_threads=1)
-            total = len(self._video)
+            with _library_messages():
+                self._video = decord.VideoReader(str(path), ctx=decord.cpu(0), num_threads=1)
+                total = len(self._video)
         except (decord.DECORDError, RuntimeError, OSError):
             raise EqaError(
                 f"{path}: decord finds no video in it; it is cut off or no mp4, mkv or avi; fetch it again"
@@ -342,7 +343,8 @@ class VideoFile:
     def _batch(self, indices: list[int]) -> np.ndarray:
         """RGB (len(indices), height, width, 3)."""
         try:
-            frames = self._video.get_batch(indices).asnumpy()
+            with _library_messages():
+                frames = self._video.get_batch(indices).asnumpy()
         except (self._decord.DECORDError, RuntimeError, IndexError):
             label = f"one of frames {', '.join(map(str, indices[:64]))}" if len(indices) > 1 else f"frame {indices[0]}"
             raise EqaError(

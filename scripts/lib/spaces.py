@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 
 # scene0709_00 and scene0709_01 are two scans of one place
-_SCANNET = re.compile(r"(?:^|-)scannet-(scene\d+)_\d+$")
-_HM3D = re.compile(r"(?:^|-)hm3d-([A-Za-z0-9]+)$")
+_SCANNET = re.compile(r"^\d+-scannet-(scene\d+)_\d+$")
+_HM3D = re.compile(r"^\d+-hm3d-([A-Za-z0-9]+)$")
 _SCAN = re.compile(r"(scene\d{4}_\d{2})$")
 
 

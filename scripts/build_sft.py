@@ -24,6 +24,7 @@ from scripts.lib.tokens import ProcessorLimits, image_tokens, largest_max_pixels
 PARTS = ("train", "val", "test")
 FILES = ("dataset_info.json", *(f"{part}.json" for part in PARTS), "token_budget.json")
 OFFICIAL_PROMPT = "gpt4v.txt"
+BATCH = 4096  # texts that the tokenizer is given at once: their tokens lie in memory together
 Size = tuple[int, int]
 Turn = tuple[str, str, str]  # question_id, question, answer
 
@@ -36,10 +37,11 @@ class TokenCount:
     known: dict[str, int] = field(default_factory=dict)
 
     def add(self, texts: Sequence[str]) -> None:
-        """Count all texts that are new, in one call."""
+        """Count all texts that are new."""
         new = sorted(set(texts) - set(self.known))
-        if new:
-            self.known.update(zip(new, self.encode(new), strict=True))
+        for start in range(0, len(new), BATCH):
+            batch = new[start : start + BATCH]
+            self.known.update(zip(batch, self.encode(batch), strict=True))
 
     def __getitem__(self, text: str) -> int:
         return self.known[text]
@@ -169,8 +171,15 @@ def read_questions(questions_file: Path, split_file: Path) -> dict[str, list[dic
         EqaError: a question of the split is not in the index, or a part is empty.
     """
     index = read_json(questions_file, "index of questions")
+    if not isinstance(index, dict) or not isinstance(index.get("questions"), list):
+        raise EqaError(
+            f"{questions_file}: not an index of questions; make it again: snakemake --force {questions_file}"
+        )
     rows = {row["question_id"]: row for row in index["questions"]}
-    parts = read_json(split_file, "split")["parts"]
+    split = read_json(split_file, "split")
+    parts = split.get("parts") if isinstance(split, dict) else None
+    if not isinstance(parts, dict) or not all(isinstance(parts.get(part), list) for part in PARTS):
+        raise EqaError(f"{split_file}: not a split; make it again: snakemake --force {split_file}")
     chosen = {}
     for part in PARTS:
         missing = [i for i in parts[part] if i not in rows]

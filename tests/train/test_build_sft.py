@@ -319,6 +319,29 @@ def test_frames_that_are_not_there_are_named(build, tmp_path, capsys, how, part)
     assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.parametrize(
+    ("file", "content", "part"),
+    [
+        ("split/split.json", {}, "split.json: not a split"),
+        ("split/split.json", {"parts": {"train": [], "val": [], "test": []}}, "train is empty"),
+        ("split/split.json", {"parts": {"train": ["q-9"], "val": [], "test": []}}, "question q-9 of train is not in"),
+        ("index/questions.json", [], "not an index of questions"),
+        ("frames/manifest.json", {}, "not a manifest"),
+    ],
+)
+def test_an_input_of_another_kind_is_one_line(build, tmp_path, bases, root, capsys, file, content, part):
+    assert build(sft_data.question_rows(6, 4)) == 0
+    (tmp_path / file).write_text(json.dumps(content))
+    capsys.readouterr()
+    line = ["--questions", tmp_path / "index/questions.json", "--split", tmp_path / "split/split.json"]
+    line += ["--frames", tmp_path / "frames/manifest.json", "--base", bases[1024]]
+    line += ["--prompt", root / "config/prompts/short_answer.txt", "--config", json.dumps(sft_data.CONFIG)]
+    assert build_sft.main([str(word) for word in [*line, "--output-dir", tmp_path / "other"]]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert part in lines[0]
+
+
 def test_another_template_is_refused(build, capsys):
     assert build(sft_data.question_rows(6, 4), {"train": sft_data.CONFIG["train"] | {"template": "llama3"}}) == 2
     assert "train.template=llama3: its tokens cannot be counted here; use qwen3_vl_nothink" in capsys.readouterr().err

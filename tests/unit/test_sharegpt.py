@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from scripts.lib import sharegpt
@@ -14,6 +14,7 @@ from scripts.lib.errors import EqaError
 PIECES = [*sharegpt.RESERVED, *sharegpt.SPECIAL_TOKENS, "<", ">", "|", "{", "}", "image", "im_end", " ", "a", "\n"]
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from(PIECES), max_size=12).map("".join))
 @example("<<image>image>")
 @example("<|im_<|im_end|>end|>")
@@ -25,6 +26,7 @@ def test_no_special_string_survives_and_a_second_pass_changes_nothing(text):
     assert clean.replace(" ", "") == text.replace(" ", ""), "nothing but spaces is added"
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_text_without_special_strings_is_unchanged(text):
     if not any(word in text for word in (*sharegpt.RESERVED, *sharegpt.SPECIAL_TOKENS)):
@@ -48,6 +50,7 @@ def test_braces_in_a_question_mean_nothing(question):
     assert sharegpt.prompt_text("Look. {question} End", question) == f"Look. {question} End"
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.integers(1, 50), st.integers(1, 40)), min_size=1, max_size=30).map(
         lambda pairs: [(first + later, later) for first, later in pairs]

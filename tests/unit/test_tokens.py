@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scripts.lib import tokens
@@ -29,6 +29,7 @@ def test_rounding_can_exceed_the_cap():
     assert size == (896, 672)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 3000), st.integers(1, 3000), st.integers(1024, 600_000))
 def test_any_picture_is_counted_or_refused_for_its_shape(width, height, max_pixels):
     try:
@@ -44,6 +45,7 @@ def test_any_picture_is_counted_or_refused_for_its_shape(width, height, max_pixe
 SIZES = st.lists(st.tuples(st.integers(64, 2000), st.integers(64, 2000)), min_size=1, max_size=4)
 
 
+@settings(deadline=None)
 @given(SIZES, st.integers(0, 3000), st.integers(80_000, 600_000))
 def test_the_suggested_image_max_pixels_fits_and_the_next_larger_does_not(sizes, room, max_pixels):
     found = tokens.largest_max_pixels(sizes, room, max_pixels, 1024, REAL)

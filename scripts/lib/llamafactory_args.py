@@ -148,7 +148,11 @@ def known_arguments() -> dict[str, str]:
         for name in files:
             tree = ast.parse((Path(spec.submodule_search_locations[0]) / name).read_bytes())
             for node in tree.body:
-                if isinstance(node, ast.ClassDef) and node.name.endswith("Arguments") and node.name not in _NOT_READ:
+                if (
+                    isinstance(node, ast.ClassDef)
+                    and node.name.endswith(("Arguments", "Argument"))
+                    and node.name not in _NOT_READ
+                ):
                     found |= _fields(node)
     return found
 

@@ -1,0 +1,331 @@
+"""scripts.train_adapter for real: kill it, corrupt it, run it twice, feed it what must stop it."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch", reason="needs envs/train")
+
+from scripts import merge_adapter, train_adapter, verify_merge
+from scripts.lib import checkpoints, trainer
+from scripts.lib.files import read_json, sha256_file, write_json, write_manifest
+from tests.train import training_data as data
+
+MERGE = {"merge": {"dtype": "float32", "shard_gb": 2, "tolerance": 1e-4, "sample": 3}}
+ADAPTER = "out/adapter/adapter_model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def space(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace in which one training has run to its end, and the same command was given again meanwhile."""
+    folder = data.make_workspace(tmp_path_factory.mktemp("space"))
+    line = data.arguments(data.config())
+    first = data.start(folder, line, "first.log")
+    wait_for(lambda: data.run_dirs(folder / "work"), first)
+    second = data.start(folder, data.arguments(data.config(), out="again"), "second.log")
+    assert first.wait(timeout=300) == 0, (folder / "first.log").read_text()
+    assert second.wait(timeout=300) == 0, (folder / "second.log").read_text()
+    return folder
+
+
+@pytest.fixture
+def inside(space: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(space)
+    return space
+
+
+def wait_for(condition: object, process: object, seconds: float = 240) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, f"ended with {process.returncode} before what was waited for"
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def last_line(capsys: pytest.CaptureFixture) -> str:
+    return capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def refused(line: list[str], capsys: pytest.CaptureFixture, *words: str, script: object = train_adapter) -> str:
+    """The script's one line; it must end with 2 and say `words`."""
+    assert script.main(line) == 2
+    said = last_line(capsys)
+    for word in words:
+        assert word in said, said
+    return said
+
+
+def test_same_command_given_twice_at_once_trains_once(space: Path) -> None:
+    said = (space / "second.log").read_text()
+    assert "waiting for it" in said
+    assert "taken over" in said
+    assert "step 1/" not in said
+    assert data.contents(space / "again/adapter") == data.contents(space / "out/adapter")
+    assert len(data.run_dirs(space / "work")) == 1
+
+
+def test_artifact_holds_no_machine_time_or_path(space: Path) -> None:
+    for path in sorted((space / "out/adapter").iterdir()):
+        content = path.read_bytes()
+        for secret in (str(space).encode(), b"/work/", b"/tmp", b"/root", b"/home"):
+            assert secret not in content, path
+    adapter = read_json(space / "out/adapter/adapter_config.json")
+    assert adapter["base_model_name_or_path"] == "models/base"
+    assert adapter["target_modules"] == sorted(adapter["target_modules"])
+    manifest = read_json(space / "out/adapter/manifest.json")
+    assert manifest["base_sha256"] == sha256_file(space / "models/base/manifest.json")
+    assert (manifest["steps"], manifest["samples"], manifest["questions"]) == (8, 8, 16)
+
+
+def test_guards_counted_real_four_bit_layers(space: Path) -> None:
+    facts = read_json(space / "out/adapter/guards.json")
+    assert facts["linear4bit"] == facts["linear_layers"] == facts["nested"] > 7
+    assert facts["types"] == ["nf4"]
+    assert facts["adapters_vision_tower"] == facts["adapters_projector"] == 0
+    layers = read_json(space / "models/base/config.json")["text_config"]["num_hidden_layers"]
+    assert facts["adapters_language_model"] == 7 * layers
+    assert facts["train_samples"] == 8
+    assert facts["val_samples"] == 4
+
+
+def test_curves_and_pictures_of_the_training_are_there(space: Path) -> None:
+    lines = read_json(space / "out/train_log/curves.json")
+    assert [point["step"] for point in lines["train"]] == list(range(1, 9))
+    assert [point["step"] for point in lines["val"]] == [2, 4, 6, 8]
+    assert lines["train"][-1]["loss"] < lines["train"][0]["loss"]
+    speed = read_json(space / "out/train_log/speed.json")
+    assert speed["samples_per_s"] > 0
+    assert speed["versions"]["llamafactory"] == "0.9.5"
+    assert (space / "out/train_log/loss.png").read_bytes().startswith(b"\x89PNG")
+    assert list((space / "out/train_log/tensorboard").glob("events.*"))
+
+
+def test_killed_training_with_corrupt_newest_checkpoint_ends_bitwise_equal(space: Path) -> None:
+    """kill -9 after the second checkpoint, then cut that one short: the first is resumed from."""
+    line = data.arguments(data.config(), work="killed", out="resumed")
+    process = data.start(space, line, "killed.log")
+    wait_for(lambda: list((space / "killed").glob("*/checkpoint-4/complete.json")), process)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    run_dir = data.run_dirs(space / "killed")[0]
+    newest = checkpoints.checkpoints(run_dir)[-1]
+    weights = newest / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    half = run_dir / "checkpoint-99"
+    half.mkdir()
+    (half / "trainer_state.json").write_text("{}")
+
+    again = data.start(space, line, "resumed.log")
+    assert again.wait(timeout=300) == 0, (space / "resumed.log").read_text()
+    said = (space / "resumed.log").read_text()
+    assert f"{newest.relative_to(space)} is incomplete or corrupt; removed" in said
+    assert "checkpoint-99 is incomplete" in said
+    assert "going on from" in said
+    assert "from step 0" not in said
+    assert data.contents(space / "resumed/adapter") == data.contents(space / "out/adapter")
+    assert read_json(space / "resumed/train_log/curves.json") == read_json(space / "out/train_log/curves.json")
+
+
+def test_finished_training_is_not_entered_again(inside: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(job: dict) -> None:
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(trainer, "train", never)
+    before = data.contents(inside / "out/adapter")
+    assert train_adapter.main(data.arguments(data.config())) == 0
+    assert data.contents(inside / "out/adapter") == before
+    # a worker more changes no adapter; another rate or another seed does
+    assert train_adapter.main(data.arguments(data.config(dataloader_workers=2))) == 0
+    with pytest.raises(AssertionError, match="trained again"):
+        train_adapter.main(data.arguments(data.config(learning_rate=1e-3)))
+
+
+def test_finished_training_whose_weights_were_damaged_is_not_taken_over(inside: Path) -> None:
+    run_dir = data.run_dirs(inside / "work")[0]
+    assert checkpoints.read_finished(run_dir)
+    weights = run_dir / "adapter_model.safetensors"
+    kept = weights.read_bytes()
+    weights.write_bytes(kept[:-1] + b"x")
+    assert checkpoints.read_finished(run_dir) is None
+    weights.write_bytes(kept)
+
+
+def test_unknown_quantization_method_trips_the_guard(inside: Path, capsys: pytest.CaptureFixture) -> None:
+    recipe = data.config(quantization_method="bitsandbytes", learning_rate=2e-3)
+    refused(
+        data.arguments(recipe, work="w1", out="o1"),
+        capsys,
+        "0 layers are 4-bit",
+        "train.quantization_method must be bnb",
+    )
+    assert not (inside / "o1").exists()
+
+
+def test_loss_that_is_no_number_stops_with_its_step(inside: Path, capsys: pytest.CaptureFixture) -> None:
+    """A rate that throws the weights out of bf16's range at once, from the fourth step on."""
+    recipe = data.config(learning_rate=1e30, lr_scheduler="constant", warmup_ratio=0.0, answer_only_loss=False)
+    said = refused(data.arguments(recipe, work="w2", out="o2"), capsys, "Lower train.learning_rate")
+    assert " step " in said
+    assert not (inside / "o2").exists()
+    assert not any(checkpoints.is_complete(folder) for folder in (inside / "w2").glob("*/checkpoint-*"))
+
+
+def test_cut_sample_trips_the_guard(inside: Path, capsys: pytest.CaptureFixture) -> None:
+    """A cutoff that LLaMA-Factory obeys in silence: the last answer is gone, the pictures are not."""
+    recipe = data.config(cutoff_len=100)
+    refused(
+        data.arguments(recipe, work="w3", out="o3"), capsys, "guard: train sample 1 (q00-0)", "train.cutoff_len=100"
+    )
+
+
+def test_two_processes_train_what_one_trains(inside: Path) -> None:
+    """gloo on the CPU, the same samples a step, so nearly the same curve."""
+    recipe = data.config(batch_size=1, gradient_accumulation=2, lora_dropout=0.0)
+    two = data.start(inside, data.arguments(recipe, work="two", out="two_out"), "two.log", EQA_TRAIN_PROCESSES="2")
+    assert train_adapter.main(data.arguments(recipe, work="one", out="one_out")) == 0
+    assert two.wait(timeout=300) == 0, (inside / "two.log").read_text()
+    first, second = (read_json(inside / f"{name}_out/train_log/curves.json")["train"] for name in ("one", "two"))
+    assert [p["loss"] for p in second] == pytest.approx([p["loss"] for p in first], rel=0.02)
+    assert read_json(inside / "two_out/train_log/speed.json")["devices"] == 2
+    assert "per_device_train_batch_size: 1\n" in (inside / "two_out/adapter/train.yaml").read_text()
+    assert "gradient_accumulation_steps: 1\n" in (inside / "two_out/adapter/train.yaml").read_text()
+
+
+# ------------------------------------------------------------------------------------------------ bad input
+
+
+def test_base_that_lacks_its_weights_is_refused(inside: Path, capsys: pytest.CaptureFixture) -> None:
+    weights = inside / "models/base/model.safetensors"
+    weights.rename(inside / "aside")
+    refused(data.arguments(data.config()), capsys, "model.safetensors", "missing")
+    weights.write_bytes((inside / "aside").read_bytes()[:-1])
+    refused(data.arguments(data.config()), capsys, "model.safetensors", "differs")
+    (inside / "aside").replace(weights)
+
+
+def test_empty_training_part_is_refused(inside: Path, capsys: pytest.CaptureFixture) -> None:
+    file = inside / "results/sft/train.json"
+    kept = file.read_text()
+    file.write_text("[]")
+    refused(data.arguments(data.config()), capsys, "train.json", "no training samples")
+    file.write_text(kept)
+
+
+def test_typo_in_extra_is_refused_with_near_matches(inside: Path, capsys: pytest.CaptureFixture) -> None:
+    recipe = data.config(extra={"use_rslorra": True})
+    refused(data.arguments(recipe), capsys, "train.extra.use_rslorra", "use_rslora")
+
+
+def test_half_precision_without_a_gpu_is_refused(inside: Path, capsys: pytest.CaptureFixture) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("a GPU is here, so fp16 works")
+    refused(data.arguments(data.config(precision="fp16")), capsys, "train.precision=fp16", "bf16 or fp32")
+
+
+# ------------------------------------------------------------------------------------------------ merge
+
+
+@pytest.fixture(scope="module")
+def merged(space: Path) -> Path:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(space)
+        assert merge_adapter.main(merge_arguments()) == 0
+    return space / "merged"
+
+
+def merge_arguments(base: str = "models/base", adapter: str = "out/adapter", out: str = "merged") -> list[str]:
+    recipe = {"merge": MERGE["merge"], "train": {"template": "qwen3_vl_nothink"}}
+    line = ["--base", f"{base}/manifest.json", "--adapter", f"{adapter}/manifest.json", "--config", json.dumps(recipe)]
+    return [*line, "--work-dir", "work_merge", "--output-dir", out]
+
+
+def verify_arguments(merged: str = "merged") -> list[str]:
+    recipe = MERGE | {"vision": data.VISION, "predict": {"max_new_tokens": 4}}
+    line = [
+        "--base",
+        "models/base/manifest.json",
+        "--adapter",
+        "out/adapter/manifest.json",
+        "--merged",
+        f"{merged}/manifest.json",
+    ]
+    line += [
+        "--test",
+        "results/sft/test.json",
+        "--frames",
+        "results/frames/manifest.json",
+        "--config",
+        json.dumps(recipe),
+    ]
+    return [*line, "--output", f"{merged}/verify.json"]
+
+
+def test_merged_model_answers_as_base_and_adapter(inside: Path, merged: Path) -> None:
+    assert verify_merge.main(verify_arguments()) == 0
+    found = read_json(merged / "verify.json")
+    assert found["largest_logit_difference"] < 1e-4
+    assert found["share_identical"] == 1
+    assert found["sample"] == 3
+
+
+def test_merged_folder_is_the_base_with_other_weights(inside: Path, merged: Path) -> None:
+    config = read_json(merged / "config.json")
+    assert config["text_config"]["rope_theta"] == 5000000
+    assert config["text_config"]["rope_scaling"]["mrope_section"] == [12, 10, 10]
+    assert config["dtype"] == config["torch_dtype"] == "float32"
+    assert (merged / "preprocessor_config.json").is_file()
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "preprocessor_config.json"):
+        assert (merged / name).read_bytes() == (inside / "models/base" / name).read_bytes()
+    for path in sorted(merged.iterdir()):
+        assert str(inside).encode() not in path.read_bytes(), path
+    manifest = read_json(merged / "manifest.json")
+    assert manifest["adapter_sha256"] == sha256_file(inside / "out/adapter/manifest.json")
+    assert "verify.json" not in manifest["files"]
+    assert sha256_file(merged / "model.safetensors") != sha256_file(inside / "models/base/model.safetensors")
+
+
+def test_merge_with_one_changed_weight_fails_the_proof(
+    inside: Path, merged: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Hashes made right again, so only the logits can tell."""
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    folder = inside / "tampered"
+    folder.mkdir()
+    for path in merged.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    with safe_open(folder / "model.safetensors", "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    tensors["model.language_model.layers.1.mlp.down_proj.weight"][3, 5] += 2.0
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    extra = {key: value for key, value in read_json(folder / "manifest.json").items() if key != "files"}
+    write_manifest(folder, extra, exclude=("verify.json",))
+    write_json(folder / "verify.json", {"stale": True})
+    refused(verify_arguments("tampered"), capsys, "logits differ by", "merge.tolerance", script=verify_merge)
+    assert not (folder / "verify.json").exists()
+
+
+def test_merge_refuses_an_adapter_of_another_base(inside: Path, capsys: pytest.CaptureFixture) -> None:
+    folder = inside / "stranger"
+    folder.mkdir()
+    for path in (inside / "out/adapter").iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    write_manifest(folder, {"base_sha256": "0" * 64})
+    refused(merge_arguments(adapter="stranger", out="m2"), capsys, "another base model", script=merge_adapter)
+    assert not (inside / "m2").exists()
+
+
+def test_merge_says_what_disk_it_needs(
+    inside: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(merge_adapter.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 10**6})())
+    refused(merge_arguments(out="m3"), capsys, "GB", "free", script=merge_adapter)
+    assert not (inside / "m3").exists()

@@ -43,7 +43,7 @@ class Task:
 
 
 def read_prompts(manifest: Path) -> dict[str, str]:
-    """The official judge prompts, whole and unchanged.
+    """The official judge prompts, without the line break at their ends.
 
     Raises:
         EqaError: not fetched, or a file differs from its manifest.
@@ -56,7 +56,7 @@ def read_prompts(manifest: Path) -> dict[str, str]:
         path = manifest.parent / name
         if not path.is_file():
             raise EqaError(f"{path}: this judge prompt is missing; fetch it: snakemake --force {manifest}")
-        prompts[name] = path.read_text(encoding="utf-8")
+        prompts[name] = path.read_text(encoding="utf-8").strip()  # the official evaluator strips them too
     return prompts
 
 
@@ -170,6 +170,7 @@ def run(args: argparse.Namespace) -> dict:
     if not config["deliver"]["llm_match"]:
         write_json(args.output, disabled("deliver.llm_match"))
         return {"status": "disabled"}
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # a line a request would bury ours
     judge = config["judge"]
     openai_client.endpoint(judge["url"], "judge.url")
     key = os.environ.get(KEY_VARIABLE, "")

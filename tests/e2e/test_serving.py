@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -23,7 +24,7 @@ from scripts.lib.chat_client import KEY_VARIABLE, ChatClient, Decoding, Message,
 from scripts.lib.errors import EqaError
 from scripts.lib.files import check_manifest, read_json, write_json, write_jsonl, write_manifest
 from scripts.lib.ollama_folder import mend_for_ollama
-from tests.lib import serving_data
+from tests.lib import ollama_standin, serving_data
 from tests.lib.project import ROOT, call
 
 GGUF = ["uv", "run", "--frozen", "--no-sync", "--project", "envs/gguf", "python", "-m"]
@@ -323,9 +324,9 @@ def test_nine_pictures_for_a_context_of_eight_is_one_line(other_workplace, pictu
         assert httpx.post(f"{url}/v1/chat/completions", json=body, timeout=60).status_code == 400
         # the server's own refusal, where the client did not count
         images = [path.read_bytes() for path in pictures] * 3
-        with ChatClient("llamacpp", url, "qwen3-vl-openeqa") as client:
-            with pytest.raises(EqaError, match="27 pictures do not fit its context"):
-                client.ask([Message("user", "Hi", images)], Decoding(4))
+        client = ChatClient("llamacpp", url, "qwen3-vl-openeqa")
+        with pytest.raises(EqaError, match="27 pictures do not fit its context"):
+            client.ask([Message("user", "Hi", images)], Decoding(4))
     finally:
         serve(other_workplace, "--stop")
     assert done.returncode == 2
@@ -475,6 +476,55 @@ def test_a_file_that_llama_cpp_refuses_ends_with_its_reason_at_hand(other_workpl
     assert done.returncode == 2
     assert "ended with exit code 2 before it was ready" in done.stderr.strip().splitlines()[-1]
     assert not (other_workplace / "work/serve/llamacpp.pid").exists()
+
+
+# ------------------------------------------------------------------------------------------------ docs/serving.md
+
+
+def documented(word: str) -> list[str]:
+    """The shell blocks of docs/serving.md that hold `word`."""
+    blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "docs/serving.md").read_text(), flags=re.DOTALL)
+    return [block for block in blocks if word in block]
+
+
+def paste(folder: Path, block: str, url: str) -> subprocess.CompletedProcess:
+    """Run a block as it stands, but for the server's address."""
+    place = url.removeprefix("http://")
+    text = block.replace("127.0.0.1:23333", place).replace("scripts.ask", f"scripts.ask --url {url}")
+    environment = {**os.environ, "PATH": f"{ROOT / '.venv/bin'}{os.pathsep}{os.environ['PATH']}"}
+    command = ["bash", "-euo", "pipefail", "-c", text]
+    return subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL
+    )
+
+
+@pytest.mark.parametrize("number", range(2))
+def test_curl_examples_work_as_pasted(workplace, server, number):
+    block = documented("/v1/chat/completions")[number]
+    done = paste(workplace, block, server)
+    assert done.returncode == 0, done.stderr
+    reply = json.loads(done.stdout)
+    assert reply["choices"][0]["message"]["content"]
+    assert reply["usage"]["prompt_tokens"] > (26 if number == 0 else 208)
+
+
+def test_ask_examples_work_as_pasted(workplace, server):
+    blocks = documented("scripts.ask --server llamacpp")
+    assert blocks
+    for block in blocks:
+        done = paste(workplace, block, server)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout  # random weights may well answer with line feeds
+
+
+def test_the_ollama_curl_example_sends_what_ollama_reads(workplace):
+    (block,) = documented("/api/chat")
+    with ollama_standin.serve() as state:
+        state.models["qwen3-vl-openeqa:latest"] = {"model": "qwen3-vl-openeqa"}
+        done = paste(workplace, block.replace("http://127.0.0.1:11434", state.url), "http://nowhere")
+    assert done.returncode == 0, done.stderr
+    (body,) = [body for _, path, body in state.requests if path == "/api/chat"]
+    assert len(body["messages"][0]["images"]) == 1
 
 
 # ------------------------------------------------------------------------------------------------ the demo

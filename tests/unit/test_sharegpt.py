@@ -33,6 +33,10 @@ def test_text_without_special_strings_is_unchanged(text):
         assert sharegpt.neutralize(text) == text
 
 
+def test_what_llamafactory_fills_in_is_neutralized():
+    assert sharegpt.neutralize("{{idx}} {{content}} <image>") == "{ {idx}} { {content}} < image>"
+
+
 def test_the_tokenizers_own_special_tokens_are_neutralized_too():
     assert sharegpt.neutralize("a <|box_start|> b", ["<|box_start|>"]) == "a < |box_start|> b"
 

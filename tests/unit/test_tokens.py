@@ -23,6 +23,20 @@ def test_tokens_of_open_eqas_frames(max_pixels, hm3d, scannet, vga):
         assert tokens.image_tokens(*size, max_pixels, 1024, *REAL) == wanted + tokens.MARKS_PER_IMAGE
 
 
+@pytest.mark.parametrize(
+    ("size", "wanted"),
+    [
+        ((500, 27), (500, 28)),
+        ((1, 1), (32, 32)),
+        ((6000, 28), (5040, 28)),  # 214 to 1 becomes 180 to 1
+        ((28, 6000), (28, 5040)),
+        ((1296, 968), (888, 663)),
+    ],
+)
+def test_sizes_that_llamafactory_mends(size, wanted):
+    assert tokens.llamafactory_size(*size, 589824, 1024) == wanted
+
+
 def test_rounding_can_exceed_the_cap():
     """896x672 is 602,112 px under a cap of 589,824."""
     size = tokens.processor_size(*tokens.llamafactory_size(1296, 968, 589824, 1024), 65536)

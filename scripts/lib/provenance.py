@@ -111,8 +111,8 @@ def parse_lock(text: str, name: str = str(LOCK)) -> dict[str, Job]:
         EqaError: merge conflict, damage or an unknown format; nothing of such a file is believed.
     """
     way_out = (
-        f"it is not used; take one side with `git checkout --ours {name}` (or --theirs), "
-        "or run `snakemake` to write it anew"
+        "it is not used, so files that this checkout did not make are judged by age alone; take one side with "
+        f"`git checkout --ours {name}` (or --theirs, or HEAD), or let a whole `snakemake --forceall` write it anew"
     )
     for number, line in enumerate(text.splitlines(), 1):
         if line.startswith(("<<<<<<<", "=======", ">>>>>>>", "|||||||")):
@@ -290,8 +290,12 @@ def _restore_job(
         plain = unmarked(current)
         if from_lock and not (wrote_it_here(plain, output) and plain["endtime"] > lock_age):
             wanted = _record_of(job, output, plain)
+        elif not plain and job is None:
+            continue  # a record without content
         elif not plain:
-            continue  # Snakemake never made it here and the lock does not know it: nothing to say about it
+            # no end time: this is not what a job here wrote, and the next start shall see that too
+            wanted = {**_record_of(job, output, plain), "endtime": 0.0}
+            why.setdefault(output, "not the recorded file")
         else:
             wanted = plain
             # the condition on the age: a newer recipe made the same bytes again, and a kill came before the export

@@ -51,7 +51,7 @@ def commit_results(policy: Policy) -> None:
     PENDING.parent.mkdir(parents=True, exist_ok=True)
     PENDING.touch()
     absent = absent_folders(policy)
-    command = [*dvc_command(), "commit", "-f", "-q"]
+    command = [*dvc_command(), "commit", "-f"]  # without -q, which hides the reason of a failure
     if absent:
         command = [sys.executable, "-m", "scripts.lib.dvc_commit_present", *absent]
     for attempt in range(LOCK_TRIES):
@@ -63,7 +63,8 @@ def commit_results(policy: Policy) -> None:
         if "lock" not in said.lower() or attempt == LOCK_TRIES - 1:
             break
         time.sleep(LOCK_WAIT_S)
-    line = " ".join(said.split())[-400:]
+    errors = [line for line in said.splitlines() if line.startswith("ERROR")]
+    line = " ".join(" ".join(errors or [said]).split())[-400:]
     raise EqaError(
         f"dvc commit failed: {line}; the results are in place: mend that, then `dvc commit -f` or `snakemake`"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import signal
 import time
@@ -129,6 +130,54 @@ def test_killed_training_with_corrupt_newest_checkpoint_ends_bitwise_equal(space
     assert "from step 0" not in said
     assert data.contents(space / "resumed/adapter") == data.contents(space / "out/adapter")
     assert read_json(space / "resumed/train_log/curves.json") == read_json(space / "out/train_log/curves.json")
+
+
+def test_full_disk_while_a_checkpoint_is_written_costs_only_that_one(
+    inside: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """A stand-in for a full disk: the write of one optimizer state fails as the system would let it fail."""
+    import torch
+
+    save = torch.save
+
+    def full(value: object, path: object, *rest: object, **options: object) -> None:
+        if str(path).endswith("checkpoint-4/optimizer.pt"):
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        save(value, path, *rest, **options)
+
+    line = data.arguments(data.config(), work="full", out="full_out")
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", full)
+        refused(line, capsys, "the disk is full", "run again")
+    assert not (inside / "full_out").exists()
+    run_dir = data.run_dirs(inside / "full")[0]
+    assert [path.name for path in checkpoints.checkpoints(run_dir) if checkpoints.is_complete(path)] == ["checkpoint-2"]
+    assert train_adapter.main(line) == 0
+    assert data.contents(inside / "full_out/adapter") == data.contents(inside / "out/adapter")
+
+
+def test_too_little_gpu_memory_says_what_would_fit(
+    inside: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    import torch
+
+    def run_out(job: dict, run_dir: Path) -> None:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(trainer, "_run", run_out)
+    monkeypatch.setattr(trainer, "_gpu_memory", lambda: (14.1, 15.8))
+    line = data.arguments(data.config(), work="small", out="small_out")
+    refused(line, capsys, "this card has 15.8 GiB", "train.batch_size=1 with train.gradient_accumulation=2")
+    assert not (inside / "small_out").exists()
+
+
+def test_recipe_in_the_artifact_can_be_given_to_llamafactory_by_hand(inside: Path) -> None:
+    import yaml
+    from llamafactory.train.tuner import run_exp
+
+    recipe = yaml.safe_load((inside / "out/adapter/train.yaml").read_text())
+    run_exp(recipe | {"max_steps": 1, "eval_strategy": "no", "do_eval": False, "load_best_model_at_end": False})
+    assert (inside / "work/train/by_hand/adapter_model.safetensors").is_file()
 
 
 def test_finished_training_is_not_entered_again(inside: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,309 @@
+"""Training: plain LLaMA-Factory with the usual tutorial's settings against scripts.train_adapter.   By hand:
+
+    uv run --frozen --project envs/train python -m bench.train_throughput                       # CPU: the demo's model
+    python -m bench.train_throughput --model /tmp/qwen3-vl-2b --preset openeqa-80gb             # one CUDA GPU
+
+Without --model, or where its folder does not exist, a model with random weights is made: on a GPU in the exact shape of
+Qwen3-VL-2B. Both sides see the same episodes, 8 frames of the same size and the same answer tokens under the loss, in
+4 bits with double quantization. The baseline has one question a sample, batch 2 x 4, no loader workers, as the usual
+recipe says, and is started by llamafactory's own command; the cutoff is raised and the quantization method corrected,
+since it would not train otherwise. Ours runs through train_adapter with a preset's recipe; --set changes keys of it.
+
+Questions a second at equal epochs, from the wall times that both sides write to TensorBoard after the first steps, so
+imports, tokenizing and loading count on neither side. Optimizer updates an epoch are printed beside: a conversation of
+an episode holds all its questions, so there are fewer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import yaml
+
+from bench.lib import machine
+from scripts.lib import sharegpt
+from scripts.lib.cli import peak_mb
+from scripts.lib.files import file_record, sha256_file, write_json, write_manifest
+
+ROOT = Path(__file__).resolve().parents[1]
+FRAMES = 8
+WARM_STEPS = {"baseline": 3, "ours": 3}  # left out: memory is found, kernels are chosen
+USUAL = {  # the tutorial's training arguments, 512x288 frames let through whole
+    "stage": "sft",
+    "do_train": True,
+    "finetuning_type": "lora",
+    "lora_target": "all",
+    "lora_rank": 8,
+    "lora_alpha": 16,
+    "lora_dropout": 0.1,
+    "flash_attn": "auto",
+    "quantization_bit": 4,
+    "quantization_method": "bnb",  # the tutorial's "bitsandbytes" would train without quantization
+    "double_quantization": True,
+    "template": "qwen3_vl_nothink",
+    "cutoff_len": 4096,
+    "overwrite_cache": True,
+    "preprocessing_num_workers": 8,
+    "save_steps": 100000,
+    "per_device_train_batch_size": 2,
+    "gradient_accumulation_steps": 4,
+    "learning_rate": 5.0e-5,
+    "lr_scheduler_type": "cosine",
+    "bf16": True,
+    "optim": "adamw_torch",
+    "report_to": "tensorboard",
+    "freeze_multi_modal_projector": True,
+    "freeze_vision_tower": True,
+    "image_min_pixels": 1024,
+    "logging_steps": 1,
+    "disable_tqdm": True,
+}
+
+
+# ------------------------------------------------------------------------------------------------ data and model
+
+
+def question(number: int) -> str:
+    """A question of about as many tokens as Open-EQA's."""
+    return f"What is to the left of thing number {number} in this room?"
+
+
+def make_data(folder: Path, episodes: int, questions: int, size: tuple[int, int]) -> None:
+    """results/frames; single/ with one question a sample; together/ with one conversation an episode."""
+    from PIL import Image, ImageDraw
+
+    dice = random.Random(7)
+    prompt = (ROOT / "config/prompts/short_answer.txt").read_text(encoding="utf-8")
+    rows: dict[str, list] = {"single": [], "together": []}
+    frames = folder / "frames"
+    for number in range(episodes):
+        episode = f"bench-v0/{number:04d}-room{number}"
+        names = [f"{episode}/{i:03d}.jpg" for i in range(FRAMES)]
+        for name in names:
+            picture = Image.linear_gradient("L").resize(size).convert("RGB")
+            draw = ImageDraw.Draw(picture)
+            for _ in range(40):
+                x, y = dice.randrange(size[0]), dice.randrange(size[1])
+                draw.rectangle((x, y, x + size[0] // 8, y + size[1] // 6), fill=tuple(dice.choices(range(256), k=3)))
+            (frames / name).parent.mkdir(parents=True, exist_ok=True)
+            picture.save(frames / name, quality=95)
+        turns = [(f"{number:04d}-{k:02d}", question(k), f"the red chair {k}") for k in range(questions)]
+        rows["together"].append(sharegpt.sample(turns, prompt, names, episode))
+        rows["single"] += [sharegpt.sample([turn], prompt, names, episode) for turn in turns]
+    for name, samples in rows.items():
+        write_json(folder / name / "train.json", samples)
+        write_json(folder / name / "val.json", samples[:1])
+        write_json(folder / name / "dataset_info.json", sharegpt.dataset_info(("train", "val")))
+    listed = {p.relative_to(frames).as_posix(): file_record(p) for p in sorted(frames.rglob("*.jpg"))}
+    write_json(frames / "manifest.json", {"files": listed, "episodes": {}})
+
+
+def make_model(folder: Path, real: bool) -> None:
+    """Random weights: the demo's shape, or Qwen3-VL-2B's with its own token ids, in bfloat16."""
+    import torch
+
+    from scripts.lib import tiny_qwen
+
+    # words of prompt and questions become single tokens, as in the real vocabulary
+    prompt = (ROOT / "config/prompts/short_answer.txt").read_text(encoding="utf-8")
+    texts = [prompt.replace("{question}", question(k)) + f" user assistant the red chair {k}" for k in range(100)]
+    part = folder.with_name(folder.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    if real:
+        tokenizer = tiny_qwen.make_tokenizer(texts, 900, tiny_qwen.REAL_FIRST_ADDED_ID)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        model = tiny_qwen.make_model(tiny_qwen.real_2b_config(tokenizer), 7, torch.bfloat16, device)
+        processor = tiny_qwen.make_processor(tokenizer, 65536)
+    else:
+        tokenizer = tiny_qwen.make_tokenizer(texts, 900)
+        model = tiny_qwen.make_model(tiny_qwen.demo_config(tokenizer), 7)
+        processor = tiny_qwen.make_processor(tokenizer)
+    print(f"model: {tiny_qwen.count_parameters(model):,} parameters", file=sys.stderr)
+    tiny_qwen.save_base(part, model.to("cpu"), processor)
+    write_manifest(part, {"name": "random", "source": "demo", "parameters": tiny_qwen.count_parameters(model)})
+    part.replace(folder)
+
+
+# ------------------------------------------------------------------------------------------------ the two sides
+
+
+def run_baseline(work: Path, model: Path, data: Path, steps: int, pixels: int, cpu: bool) -> dict:
+    """llamafactory-cli train, as a child."""
+    args = USUAL | {"model_name_or_path": str(model), "dataset": "openeqa_train", "dataset_dir": str(data / "single")}
+    args |= {"media_dir": str(data / "frames"), "output_dir": str(work / "baseline"), "max_steps": steps}
+    args |= {"image_max_pixels": pixels, "preprocessing_num_workers": min(8, os.cpu_count() or 1)}
+    if cpu:
+        args["use_cpu"] = True
+    (work / "baseline.yaml").write_text(yaml.safe_dump(args))
+    peak = _call(
+        ["-m", "llamafactory.cli", "train", str(work / "baseline.yaml")], work / "baseline.log", work / "tb_baseline"
+    )
+    return _measured(work / "tb_baseline", "baseline", 8, 1) | {"gpu_mb": peak}
+
+
+def run_ours(work: Path, model: Path, data: Path, steps: int, config: dict, questions: int) -> dict:
+    """scripts.train_adapter, as a child."""
+    train = config["train"] | {"max_steps": steps, "save_steps": 100000, "eval_steps": 100000, "logging_steps": 1}
+    train["cutoff_len"] = USUAL[
+        "cutoff_len"
+    ]  # no padding up to it, so no cost; eleven turns fit whatever the tokenizer
+    line = [
+        "--dataset-dir",
+        data / "together",
+        "--frames",
+        data / "frames/manifest.json",
+        "--base",
+        model / "manifest.json",
+    ]
+    line += ["--config", json.dumps({"train": train, "vision": config["vision"]}), "--work-dir", work / "train"]
+    line += ["--adapter-dir", work / "adapter", "--log-dir", work / "train_log"]
+    peak = _call(["-m", "scripts.train_adapter", *map(str, line)], work / "ours.log", None)
+    samples = train["batch_size"] * train["gradient_accumulation"]
+    speed = json.loads((work / "train_log/speed.json").read_text())
+    found = _measured(work / "train_log/tensorboard", "ours", samples, questions)
+    return found | {"gpu_mb": peak, "torch_peak_mb": speed["peak_gpu_mb"], "questions_a_step": samples * questions}
+
+
+def _call(arguments: Sequence[str], log: Path, tensorboard: Path | None) -> int:
+    """Run python with `arguments`; the most GPU memory in use meanwhile, in MiB, 0 without a GPU."""
+    env = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+    env.setdefault("OMP_NUM_THREADS", "1")
+    env.pop("PYTHONDONTWRITEBYTECODE", None)
+    if tensorboard:
+        env["TENSORBOARD_LOGGING_DIR"] = str(tensorboard)
+    peak, done = [0], threading.Event()
+
+    def watch() -> None:
+        while shutil.which("nvidia-smi") and not done.wait(0.2):
+            used = subprocess.run(
+                ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits", "--id=0"],
+                capture_output=True,
+                text=True,
+                check=False,
+            ).stdout.strip()
+            peak[0] = max(peak[0], int(used) if used.isdigit() else 0)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        with log.open("w") as file:
+            code = subprocess.run(
+                [sys.executable, *arguments], env=env, stdout=file, stderr=file, check=False
+            ).returncode
+    finally:
+        done.set()
+        thread.join()
+    if code:
+        raise SystemExit(
+            f"{' '.join(arguments[:2])} ended with {code}:\n" + "\n".join(log.read_text().splitlines()[-25:])
+        )
+    return peak[0]
+
+
+def _measured(events: Path, side: str, samples: int, questions: int) -> dict:
+    """Questions a second between the first warm step and the last, from TensorBoard's wall times."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    reader = EventAccumulator(str(events), size_guidance={"scalars": 0})
+    reader.Reload()
+    points = sorted((event.step, event.wall_time, event.value) for event in reader.Scalars("train/loss"))
+    warm = WARM_STEPS[side]
+    seconds = points[-1][1] - points[warm - 1][1]
+    steps = points[-1][0] - points[warm - 1][0]
+    return {
+        "questions_per_s": steps * samples * questions / seconds,
+        "step_s": seconds / steps,
+        "steps": steps,
+        "loss": points[-1][2],
+    }
+
+
+# ------------------------------------------------------------------------------------------------ main
+
+
+def recipe(preset: str, changes: Mapping[str, str]) -> dict:
+    """A preset with --set applied; train.* and vision.* only."""
+    config = yaml.safe_load((ROOT / f"config/presets/{preset}.yaml").read_text(encoding="utf-8"))
+    for key, value in changes.items():
+        section, _, name = key.partition(".")
+        if section not in ("train", "vision") or name not in config[section]:
+            raise SystemExit(f"--set {key}: no such key; train.* or vision.* of config/presets/{preset}.yaml")
+        config[section][name] = yaml.safe_load(value)
+    return config
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Prints a table, then one JSON line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, help="folder with a Qwen3-VL and its manifest; made if it does not exist")
+    parser.add_argument("--preset", help="recipe of ours; openeqa-80gb on a GPU, demo on the CPU")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="such as train.batch_size=8")
+    parser.add_argument("--episodes", type=int, help="episodes of the data")
+    parser.add_argument("--questions", type=int, default=11, help="questions an episode (Open-EQA has 10.8)")
+    parser.add_argument("--baseline-steps", type=int, help="optimizer steps of the baseline, 8 questions each")
+    parser.add_argument("--steps", type=int, help="optimizer steps of ours")
+    parser.add_argument(
+        "--skip-baseline", type=float, metavar="QUESTIONS_PER_S", help="a baseline measured before on this machine"
+    )
+    parser.add_argument("--work-dir", type=Path, help="kept; a temporary folder if left out")
+    args = parser.parse_args(argv)
+
+    import torch
+
+    gpu = torch.cuda.is_available()
+    if gpu:
+        os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+    config = recipe(args.preset or ("openeqa-80gb" if gpu else "demo"), dict(entry.split("=", 1) for entry in args.set))
+    size = (512, 288) if gpu else (192, 128)
+    episodes = args.episodes or (144 if gpu else 8)
+    steps = args.steps or (30 if gpu else 10)
+    baseline_steps = args.baseline_steps or (20 if gpu else 8)
+    with tempfile.TemporaryDirectory() as temporary:
+        work = args.work_dir or Path(temporary)
+        work.mkdir(parents=True, exist_ok=True)
+        model = args.model or work / "model"
+        if not (model / "manifest.json").is_file():
+            make_model(model, real=gpu)
+        make_data(work / "data", episodes, args.questions, size)
+        old = {"questions_per_s": args.skip_baseline, "gpu_mb": 0}
+        if args.skip_baseline is None:
+            old = run_baseline(work, model, work / "data", baseline_steps, size[0] * size[1], not gpu)
+        new = run_ours(work, model, work / "data", steps, config, args.questions)
+        base_sha = sha256_file(model / "manifest.json")[:12]
+    updates = {"baseline": 1 / 8, "ours": 1 / new["questions_a_step"]}
+    print(f"{'':10s}{'questions/s':>12s}{'updates an epoch of 1,202 questions':>38s}{'GPU MiB':>10s}")
+    for name, found in (("baseline", old), ("ours", new)):
+        print(f"{name:10s}{found['questions_per_s']:12.2f}{1202 * updates[name]:38.0f}{found['gpu_mb']:10d}")
+    result = {
+        "bench": "train_throughput",
+        "unit": "questions/s",
+        "baseline": round(old["questions_per_s"], 3),
+        "ours": round(new["questions_per_s"], 3),
+        "ratio": round(new["questions_per_s"] / old["questions_per_s"], 2),
+        "peak_mb": peak_mb(),
+        "gpu_mb": {"baseline": old["gpu_mb"], "ours": new["gpu_mb"], "ours_torch": new["torch_peak_mb"]},
+        "step_s": round(new["step_s"], 4),
+        "recipe": {
+            key: config["train"][key]
+            for key in ("batch_size", "gradient_checkpointing", "answer_only_loss", "dataloader_workers")
+        },
+        "model": base_sha,
+        "machine": machine(),
+    }
+    print(json.dumps(result, sort_keys=True))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -58,7 +58,9 @@ def check_shape(config: object, schema: Mapping) -> None:
     """
     from jsonschema import Draft202012Validator
 
-    errors = sorted(Draft202012Validator(schema).iter_errors(config), key=lambda error: [str(p) for p in error.absolute_path])
+    errors = sorted(
+        Draft202012Validator(schema).iter_errors(config), key=lambda error: [str(p) for p in error.absolute_path]
+    )
     if errors:
         raise EqaError(f"config: {_shape_message(errors[0], config)}")
 
@@ -76,13 +78,25 @@ def _shape_message(error: object, config: object) -> str:
         return f"missing key {key}; copy it from config/presets/demo.yaml"
     value = json.dumps(error.instance, default=str)
     if error.validator == "type":
-        return f"{where or 'the file'}={value[:80]} has the wrong type; {error.validator_value} is wanted"
+        hint = _number_hint(error.instance) if error.validator_value in ("number", "integer") else ""
+        return f"{where or 'the file'}={value[:80]} has the wrong type; {error.validator_value} is wanted{hint}"
     if error.validator == "enum":
         return f"{where}={value[:80]} is not possible; one of {', '.join(json.dumps(v) for v in error.validator_value)} is wanted"
     limits = {"minimum": ">=", "maximum": "<=", "exclusiveMinimum": ">", "exclusiveMaximum": "<"}
     if error.validator in limits:
         return f"{where}={value} is out of bounds; a value {limits[error.validator]} {error.validator_value} is wanted"
     return f"{where}={value[:80]}: {error.message[:200]}"
+
+
+def _number_hint(value: object) -> str:
+    """YAML 1.1 reads 1e-4 as text: a number in scientific notation wants a point and a sign, 1.0e-4."""
+    try:
+        number = repr(float(value)) if isinstance(value, str) else ""
+    except ValueError:
+        return ""
+    if "e" in number and "." not in number:
+        number = number.replace("e", ".0e")
+    return f"; write it as {number}" if number else ""
 
 
 def _did_you_mean(word: str, known: list[str]) -> str:
@@ -126,14 +140,18 @@ def check_sense(config: Mapping) -> None:
             'config: data.source="" and data.demo_episodes=0 leave no data; name a folder in data.source or set data.demo_episodes to 44'
         )
     if config["split"]["file"] and not Path(config["split"]["file"]).is_file():
-        raise EqaError(f"config: split.file={config['split']['file']} does not exist; name a file or set it to \"\"")
+        raise EqaError(f'config: split.file={config["split"]["file"]} does not exist; name a file or set it to ""')
     if model["source"] == "local" and not model["path"]:
         raise EqaError('config: model.source=local needs model.path, which is ""; name the folder of the base model')
     _check_storage(config)
     if config["deliver"]["llm_match"] and not config["judge"]["url"]:
-        raise EqaError('config: deliver.llm_match=true needs judge.url, which is ""; name the judge\'s endpoint or set it to false')
+        raise EqaError(
+            'config: deliver.llm_match=true needs judge.url, which is ""; name the judge\'s endpoint or set it to false'
+        )
     if config["predict"]["engine"] == "openai" and not config["predict"]["url"]:
-        raise EqaError('config: predict.engine=openai needs predict.url, which is ""; name the server, such as http://127.0.0.1:23333/v1')
+        raise EqaError(
+            'config: predict.engine=openai needs predict.url, which is ""; name the server, such as http://127.0.0.1:23333/v1'
+        )
 
 
 def _check_storage(config: Mapping) -> None:
@@ -181,7 +199,9 @@ def resolve_source(source: str, key: str = "data.source") -> Path | None:
     expanded = os.path.expandvars(os.path.expanduser(source))
     if "$" in expanded:
         name = expanded[expanded.index("$") :].split("/")[0].strip("${}")
-        raise EqaError(f"config: {key}={source}: the environment variable {name} is not set; export {name}=FOLDER or write the folder into {key}")
+        raise EqaError(
+            f"config: {key}={source}: the environment variable {name} is not set; export {name}=FOLDER or write the folder into {key}"
+        )
     path = Path(expanded)
     if not path.is_dir():
         raise EqaError(f"config: {key}={source}: the folder {path} does not exist; mount it or correct {key}")

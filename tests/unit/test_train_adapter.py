@@ -170,3 +170,17 @@ def test_memory_fault_says_what_would_fit(changes: dict, at_once: int, words: st
 
 def test_clock_reads_like_a_clock() -> None:
     assert [trainer.clock(s) for s in (0, 65, 3725)] == ["0:00", "1:05", "1:02:05"]
+
+
+def test_learning_rate_that_yaml_reads_as_text_is_refused_with_the_right_spelling(root: Path) -> None:
+    import yaml
+
+    from scripts.lib.config import check_shape, load_yaml
+
+    text = (root / "config/presets/demo.yaml").read_text(encoding="utf-8")
+    schema = load_yaml(root / "config/schema.yaml")
+    for wrong, words in (("1e-4", "write it as 0.0001"), ("2e-5", "write it as 2.0e-05"), ("fast", "number is wanted")):
+        config = yaml.safe_load(text)
+        config["train"]["learning_rate"] = yaml.safe_load(wrong)
+        with pytest.raises(EqaError, match=rf"train\.learning_rate=.*{words}"):
+            check_shape(config, schema)

@@ -13,6 +13,7 @@ from scripts.lib.imports import code_files
 from scripts.lib.pins import check_pinned
 from scripts.prepare_environments import needed_environments, prepare
 from scripts.lib.sources import source_archive, source_fingerprint
+from scripts.lib.targets import check_targets
 
 ROOT = Path(workflow.basedir)
 
@@ -77,6 +78,20 @@ def source_has_archive():
 def memory(mb):
     """Memory of a job in MB; each further attempt asks for so much more (a cluster kills a job over its request)."""
     return lambda wildcards, attempt: mb * attempt
+
+
+def refuse_unmakeable():
+    """Stop before any job where a target is to be made that cannot be made on this machine, in one line.
+
+    A cluster's jobs see other machines than this one, so there each job speaks for itself.
+    """
+    if not (workflow.is_main_process and workflow.local_exec):
+        return
+    try:
+        check_targets({job.rule.name for job in workflow.dag.needrun_jobs()}, config)
+    except EqaError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
 
 
 def prepare_environments():

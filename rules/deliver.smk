@@ -1,10 +1,4 @@
 # Merge, proof of the merge, GGUF, Ollama, LMDeploy.
-import sys
-
-from scripts.lib.errors import EqaError
-from scripts.lib.targets import check_targets
-
-
 rule merge_adapter:
     # LLaMA-Factory export on the unquantized base, mended so that Ollama, llama.cpp and transformers all read it.
     input:
@@ -186,17 +180,3 @@ rule check_serving:
             --server {wildcards.server:q} --test {input.test:q} --predictions {input.predictions:q} \
             --config {params.config:q} --output {output:q} >{log:q} 2>&1
         """
-
-
-onstart:
-    # Before the first job: a target that is to be made and cannot be made on this machine. A cluster's jobs see other
-    # machines than this one, so there each job speaks for itself.
-    if workflow.is_main_process and workflow.local_exec:
-        try:
-            check_targets(
-                {job.rule.name for job in workflow.dag.needrun_jobs()}, config
-            )
-        except EqaError as error:
-            # as in common.smk: one line and out. Nothing has started, so there is nothing to clean up
-            print(error, file=sys.stderr)
-            sys.exit(2)

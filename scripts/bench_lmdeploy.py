@@ -104,7 +104,8 @@ def run_round(pipe, prompts: list[list[dict]], generation) -> dict:
     for part in pipe.stream_infer(prompts, gen_config=generation):
         now = time.perf_counter() - started
         if part.finish_reason == "error":
-            raise EqaError("LMDeploy gave up on a request; lower serve.max_batch_size or serve.cache_share")
+            said = " ".join(str(getattr(part, "error_message", "") or "no reason given").split())[:200]
+            raise EqaError(f"LMDeploy gave up on a request: {said}; lower serve.max_batch_size or serve.cache_share")
         if part.generate_token_len:
             first.setdefault(part.index, now)
         last[part.index], final[part.index] = now, part

@@ -1,0 +1,177 @@
+"""Enter results of LLaMA-Factory's own commands, made before or elsewhere, as artifacts, marked as adopted.   By hand:
+python -m scripts.adopt --train saves/Qwen3-VL-2B-Instruct/qlora/train_openeqa \
+    --predict saves/Qwen3-VL-2B-Instruct/qlora/eval_openeqa --questions results/index/questions.json --name tutorial
+
+Copies the adapter, its arguments and its predictions to adopted/NAME/ behind a manifest; `dvc add adopted/NAME` stores
+them. Nothing under results/ is touched: what Snakemake made and what was brought in stay apart.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from scripts.lib.cli import entry, path_argument
+from scripts.lib.config import load_yaml
+from scripts.lib.errors import EqaError
+from scripts.lib.files import atomic_folder, read_json, read_jsonl, sha256_file, write_jsonl, write_manifest, write_text
+
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+KEPT_FILES = (*ADAPTER_FILES, "training_args.yaml", "trainer_state.json", "train_results.json", "README.md")
+MAX_HEADER = 100_000_000  # bytes; the format's own limit
+LORA_A = re.compile(r"\.lora_A\.(?:\w+\.)?weight$")
+
+
+def tensor_shapes(path: Path) -> dict[str, list[int]]:
+    """Tensor name -> shape from a safetensors header, after checking that the file is whole.
+
+    Raises:
+        EqaError: no safetensors file, or one cut short.
+    """
+    size = path.stat().st_size
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if not 2 <= length <= min(MAX_HEADER, size - 8):
+                raise ValueError("its header is longer than the file")
+            header = json.loads(file.read(length))
+        tensors = {name: facts for name, facts in header.items() if name != "__metadata__"}
+        end = max((facts["data_offsets"][1] for facts in tensors.values()), default=0)
+        if end != size - 8 - length:
+            raise ValueError(f"its tensors want {end} bytes, {size - 8 - length} are there")
+        return {name: facts["shape"] for name, facts in tensors.items()}
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
+        raise EqaError(f"{path}: no whole safetensors file ({error}); copy it again") from None
+
+
+def check_adapter(folder: Path, arguments: Mapping) -> dict:
+    """Compare adapter_config.json, the weights and the training arguments with each other.
+
+    Returns:
+        {"rank", "tensors", "notes"}: notes say what the arguments did not do as they read.
+    Raises:
+        EqaError: a file is missing or broken, or they contradict each other; names both values.
+    """
+    config_path, weights_path = (folder / name for name in ADAPTER_FILES)
+    config = read_json(config_path, "adapter configuration")
+    rank = config.get("r") if isinstance(config, dict) else None
+    if not isinstance(rank, int):
+        raise EqaError(
+            f"{config_path}: no LoRA configuration (no 'r'); name the folder that LLaMA-Factory trained into"
+        )
+    if not weights_path.is_file():
+        raise EqaError(f"{weights_path}: missing; name the folder that LLaMA-Factory trained into")
+    shapes = tensor_shapes(weights_path)
+    ranks = {shape[0] for name, shape in shapes.items() if LORA_A.search(name)}
+    if ranks != {rank}:
+        raise EqaError(
+            f"{weights_path}: LoRA rank {sorted(ranks)}, {config_path.name} says r={rank}; these are two runs"
+        )
+    if "lora_rank" in arguments and arguments["lora_rank"] != rank:
+        raise EqaError(
+            f"{folder}: training_args.yaml: lora_rank={arguments['lora_rank']}, adapter: r={rank}; these are two runs"
+        )
+    notes = []
+    if arguments.get("quantization_bit") and arguments.get("quantization_method") not in (None, "bnb"):
+        notes.append(
+            f"quantization_method={arguments['quantization_method']} matches no branch of LLaMA-Factory 0.9.5: "
+            "trained without quantization"
+        )
+    if arguments.get("val_size"):
+        notes.append(f"val_size={arguments['val_size']} split by question: validation shares episodes with training")
+    return {"rank": rank, "tensors": len(shapes), "notes": notes}
+
+
+def join_predictions(rows: Sequence[Mapping], questions: Sequence[Mapping], path: Path) -> tuple[list[dict], int]:
+    """Give LLaMA-Factory's rows (prompt, predict, label; no id) their question_id by question and answer.
+
+    Returns:
+        Rows {"question_id", "prediction"} sorted by id, and how many rows fit no question or more than one.
+    Raises:
+        EqaError: a row lacks one of its keys; names file and line.
+    """
+    by_answer: dict[str, list[Mapping]] = {}
+    for question in questions:
+        by_answer.setdefault(question["answer"].strip(), []).append(question)
+    joined: dict[str, str] = {}
+    lost = 0
+    for number, row in enumerate(rows, 1):
+        if not all(isinstance(row.get(key), str) for key in ("prompt", "predict", "label")):
+            raise EqaError(f"{path}: line {number} is no row with prompt, predict and label; make the file again")
+        asked = [q for q in by_answer.get(row["label"].strip(), []) if q["question"].strip() in row["prompt"]]
+        longest = max((len(q["question"].strip()) for q in asked), default=0)
+        asked = [q for q in asked if len(q["question"].strip()) == longest]
+        if len(asked) == 1 and asked[0]["question_id"] not in joined:
+            joined[asked[0]["question_id"]] = row["predict"].strip()
+        else:
+            lost += 1
+    return [{"question_id": key, "prediction": joined[key]} for key in sorted(joined)], lost
+
+
+def run(train: Path, predict: Path | None, questions: Path | None, name: str, root: Path = Path("adopted")) -> dict:
+    """Check and copy.
+
+    Raises:
+        EqaError: see `check_adapter`, `join_predictions`; also a bad name, or one that exists with other content.
+    """
+    import shutil
+
+    if not re.fullmatch(r"[a-z0-9][a-z0-9-]*", name):
+        raise EqaError(f"--name {name!r}: only a-z, 0-9 and - are possible; DVC uses it as a file name")
+    if not train.is_dir():
+        raise EqaError(f"{train}: no such folder; name the output_dir of the training")
+    arguments_path = train / "training_args.yaml"
+    arguments = load_yaml(arguments_path) if arguments_path.is_file() else {}
+    if not isinstance(arguments, dict):
+        raise EqaError(f"{arguments_path}: no list of arguments; name the YAML file that llamafactory-cli was given")
+    facts = check_adapter(train, arguments)
+    joined, lost = [], 0
+    generated = predict / "generated_predictions.jsonl" if predict else None
+    if generated:
+        rows = read_jsonl(generated, "predictions file")
+        known = read_json(questions, "question index")["questions"] if questions else []
+        joined, lost = join_predictions(rows, known, generated)
+    sources = {file: train / file for file in KEPT_FILES if (train / file).is_file()}
+    if generated:
+        sources["generated_predictions.jsonl"] = generated
+    target = root / name
+    if (target / "manifest.json").is_file():
+        old = read_json(target / "manifest.json", "manifest")
+        if any(old.get("files", {}).get(file, {}).get("sha256") != sha256_file(path) for file, path in sources.items()):
+            raise EqaError(f"{target}: holds other results under this name; choose another --name or remove it")
+    with atomic_folder(target) as part:
+        for file, path in sorted(sources.items()):
+            shutil.copyfile(path, part / file)  # the bytes, also of a link; never a link into the user's folder
+        if joined:
+            write_jsonl(part / "predictions.jsonl", joined)
+        write_text(part / "NOTES.txt", "".join(f"{note}\n" for note in facts["notes"]) or "Nothing to note.\n")
+        write_manifest(
+            part,
+            {
+                "origin": "adopted",
+                "checked": {"rank": facts["rank"], "tensors": facts["tensors"], "notes": facts["notes"]},
+                "predictions": {"joined": len(joined), "without_question": lost},
+            },
+        )
+    return {"adopted": str(target), "files": len(sources), "joined": len(joined), "lost": lost, "notes": facts["notes"]}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="adopt", description="Enter LLaMA-Factory's own results as artifacts.")
+    parser.add_argument("--train", type=path_argument, required=True, help="output_dir of the training")
+    parser.add_argument("--predict", type=path_argument, help="output_dir of the prediction")
+    parser.add_argument("--questions", type=path_argument, help="results/index/questions.json, to give rows their ids")
+    parser.add_argument("--name", required=True, help="folder under adopted/")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return entry("adopt", build_parser, lambda args: run(args.train, args.predict, args.questions, args.name), argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,111 @@
+"""Door 3 of scripts/adopt.py: a tutorial's saves/ folder is checked, copied and marked."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+
+import pytest
+
+from scripts.adopt import join_predictions, main
+from scripts.lib.files import check_manifest
+
+
+def safetensors(path: Path, shapes: dict[str, list[int]]) -> None:
+    """A safetensors file of float32 zeros."""
+    header, end = {}, 0
+    for name, shape in shapes.items():
+        size = 4 * shape[0] * shape[1]
+        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [end, end + size]}
+        end += size
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + bytes(end))
+
+
+@pytest.fixture
+def saves(tmp_path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    train, predict = tmp_path / "saves/train", tmp_path / "saves/eval"
+    train.mkdir(parents=True)
+    predict.mkdir()
+    (train / "training_args.yaml").write_text(
+        "lora_rank: 8\nquantization_bit: 4\nquantization_method: bitsandbytes\nval_size: 0.125\n"
+    )
+    (train / "adapter_config.json").write_text(json.dumps({"r": 8, "peft_type": "LORA"}))
+    safetensors(train / "adapter_model.safetensors", {"m.q.lora_A.weight": [8, 4], "m.q.lora_B.weight": [4, 8]})
+    rows = [
+        {"prompt": "user\nWhat colour is the sofa?\nassistant", "predict": " red\n", "label": "red\n"},
+        {"prompt": "user\nIs it dark?\nassistant", "predict": "no", "label": "maybe"},
+    ]
+    (predict / "generated_predictions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    questions = [{"question_id": "q1", "question": "What colour is the sofa?", "answer": "red"}]
+    (tmp_path / "questions.json").write_text(json.dumps({"questions": questions}))
+    return tmp_path / "saves"
+
+
+def adopt(*more: str) -> int:
+    return main(["--train", "saves/train", "--predict", "saves/eval", "--questions", "questions.json", *more])
+
+
+def test_tutorial_results_are_copied_checked_and_marked(saves, tmp_path):
+    assert adopt("--name", "tutorial") == 0
+    manifest = check_manifest(tmp_path / "adopted/tutorial/manifest.json")
+    assert manifest["origin"] == "adopted"
+    assert manifest["predictions"] == {"joined": 1, "without_question": 1}
+    assert "trained without quantization" in manifest["checked"]["notes"][0]
+    row = json.loads((tmp_path / "adopted/tutorial/predictions.jsonl").read_text())
+    assert row == {"question_id": "q1", "prediction": "red"}
+    assert adopt("--name", "tutorial") == 0, "the same again is fine"
+
+
+def test_a_name_is_not_taken_twice_by_different_results(saves, capsys):
+    assert adopt("--name", "tutorial") == 0
+    (saves / "train/training_args.yaml").write_text("lora_rank: 8\n")
+    assert adopt("--name", "tutorial") == 2
+    assert "holds other results" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("harm", "word"),
+    [
+        (lambda f: (f / "train/adapter_model.safetensors").write_bytes(b"12345678"), "no whole safetensors"),
+        (lambda f: _cut(f / "train/adapter_model.safetensors"), "no whole safetensors"),
+        (lambda f: (f / "train/adapter_model.safetensors").unlink(), "missing"),
+        (lambda f: (f / "train/adapter_config.json").write_text("{}"), "no LoRA configuration"),
+        (lambda f: (f / "train/adapter_config.json").write_text('{"r": 16}'), "two runs"),
+        (lambda f: (f / "train/training_args.yaml").write_text("lora_rank: 4\n"), "two runs"),
+        (lambda f: (f / "train/training_args.yaml").write_text("- a\n"), "no list of arguments"),
+        (lambda f: (f / "eval/generated_predictions.jsonl").write_text('{"predict": 1}\n'), "line 1"),
+    ],
+)
+def test_contradiction_or_damage_is_refused_in_one_line(saves, tmp_path, capsys, harm, word):
+    harm(saves)
+    assert adopt("--name", "x") == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert word in line
+    assert not (tmp_path / "adopted").exists()
+
+
+def _cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-4])
+
+
+def test_name_may_not_leave_its_folder(saves, capsys):
+    assert adopt("--name", "../x") == 2
+
+
+def test_longest_question_wins_and_ambiguity_is_counted():
+    questions = [
+        {"question_id": "a", "question": "Is it on?", "answer": "yes"},
+        {"question_id": "b", "question": "Where? Is it on?", "answer": "yes"},
+        {"question_id": "c", "question": "Same?", "answer": "no"},
+        {"question_id": "d", "question": "Same?", "answer": "no"},
+    ]
+    rows = [
+        {"prompt": "Where? Is it on?", "predict": "1", "label": "yes"},
+        {"prompt": "Same?", "predict": "2", "label": "no"},
+    ]
+    joined, lost = join_predictions(rows, questions, Path("p"))
+    assert joined == [{"question_id": "b", "prediction": "1"}]
+    assert lost == 1

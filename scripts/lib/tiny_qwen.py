@@ -232,20 +232,20 @@ def demo_config(tokenizer: Qwen2Tokenizer) -> Qwen3VLConfig:
     text = {
         "vocab_size": padded(len(tokenizer)),
         "hidden_size": 256,
-        "intermediate_size": 512,
-        "num_hidden_layers": 3,
+        "intermediate_size": 256,
+        "num_hidden_layers": 2,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
         "head_dim": 64,
         "max_position_embeddings": 32768,
     }
     vision = {
-        "depth": 3,
+        "depth": 2,
         "hidden_size": 128,
         "intermediate_size": 256,
         "num_heads": 4,
         "num_position_embeddings": 256,  # a 16x16 grid, interpolated to each picture's own
-        "deepstack_visual_indexes": [1],
+        "deepstack_visual_indexes": [0],
     }
     return _config(text, vision, (12, 10, 10), tokenizer)
 

@@ -177,7 +177,11 @@ def run_ours(work: Path, model: Path, data: Path, steps: int, config: dict, ques
 
 def _call(arguments: Sequence[str], log: Path, tensorboard: Path | None) -> int:
     """Run python with `arguments`; the most GPU memory in use meanwhile, in MiB, 0 without a GPU."""
-    env = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+    env = os.environ | {
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
+        "HF_HUB_OFFLINE": "1",
+        "HF_DATASETS_OFFLINE": "1",
+    }
     env.setdefault("OMP_NUM_THREADS", "1")
     env.pop("PYTHONDONTWRITEBYTECODE", None)
     if tensorboard:

@@ -317,7 +317,11 @@ def _launch(config: Mapping, run_dir: Path, devices: int) -> None:
     command = launch_command(devices, nodes, os.environ, slurm_hosts(), str(run_dir / "job.json"))
     log.info("starting %d processes on %d node(s)", devices * nodes, nodes)
     done = subprocess.run(
-        command, cwd=None, check=False, stdout=sys.stderr.fileno(), env=os.environ | {"PYTHONPATH": str(ROOT)}
+        command,
+        cwd=None,
+        check=False,
+        stdout=sys.stderr.fileno(),
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))},
     )
     fault = run_dir / FAULT
     if fault.is_file():

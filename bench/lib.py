@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
+import resource
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 
@@ -23,3 +28,44 @@ def machine() -> str:
     except ImportError:
         gpu = ""
     return f"{cores}x {name}{gpu}"
+
+
+def side(bench: str, name: str, *arguments: object) -> dict:
+    """Run one side of a bench in a process of its own, so that its memory is its own.
+
+    Args:
+        bench: module under bench/, which takes `--side NAME ARGUMENTS...` and prints `report(...)` as its last line.
+        name: the side.
+    Returns:
+        {"seconds", "peak_mb"}, and "process_s": the same with Python's start and imports.
+    """
+    command = [sys.executable, "-m", f"bench.{bench}", "--side", name, *map(str, arguments)]
+    started = time.perf_counter()
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).resolve().parents[1])
+    took = time.perf_counter() - started
+    if done.returncode:
+        raise SystemExit(f"bench.{bench} --side {name} failed: {done.stderr[-2000:]}")
+    return json.loads(done.stdout.strip().splitlines()[-1]) | {"process_s": round(took, 3)}
+
+
+def report(seconds: float) -> None:
+    """What a side prints."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    print(json.dumps({"seconds": round(seconds, 4), "peak_mb": peak}))
+
+
+def finish(bench: str, baseline: dict, ours: dict, others: dict[str, dict] | None = None, **facts: object) -> int:
+    """Print a table of all sides and, last, one JSON object; the ratio is over 1 where ours is better."""
+    sides = {"baseline": baseline, **(others or {}), "ours": ours}
+    print(f"{'':16}{'seconds':>10}{'with start':>12}{'peak MiB':>10}")
+    for name, measured in sides.items():
+        started = measured.get("process_s", float("nan"))
+        print(f"{name:16}{measured['seconds']:10.3f}{started:12.3f}{measured['peak_mb']:10}")
+    result = {"bench": bench, "unit": "s", "baseline": baseline["seconds"], "ours": ours["seconds"]}
+    result |= {
+        "ratio": round(baseline["seconds"] / ours["seconds"], 2),
+        "peak_mb": ours["peak_mb"],
+        "machine": machine(),
+    }
+    print(json.dumps(result | facts))
+    return 0

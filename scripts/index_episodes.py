@@ -39,7 +39,7 @@ def shard_of(episode: str, shards: int) -> str:
 
 
 def join_questions(demo: list[dict], user: list[dict], demo_path: Path, user_path: Path) -> list[dict]:
-    """All questions with root, source and space, sorted by episode and id.
+    """All questions with root, source and space (added in place), sorted by episode and id.
 
     Raises:
         EqaError: an id or an episode is in both files, or one episode's folder would hold another's.
@@ -56,12 +56,14 @@ def join_questions(demo: list[dict], user: list[dict], demo_path: Path, user_pat
                 f"{user_path}: episode {row['episode_history']} is also in {demo_path}; two episodes need two names"
             )
     check_nesting(user_path, episodes | {row["episode_history"] for row in user})
-    rows = [
-        {**row, "root": root, "source": source_of(row["episode_history"]), "space": space_of(row["episode_history"])}
-        for root, part in zip(ROOTS, (demo, user), strict=True)
-        for row in part
-    ]
-    return sorted(rows, key=lambda row: (row["episode_history"], row["question_id"]))
+    places: dict[str, dict[str, str]] = {}
+    for root, part in zip(ROOTS, (demo, user), strict=True):
+        for row in part:
+            episode = row["episode_history"]
+            if episode not in places:
+                places[episode] = {"root": root, "source": source_of(episode), "space": space_of(episode)}
+            row.update(places[episode])
+    return sorted([*demo, *user], key=lambda row: (row["episode_history"], row["question_id"]))
 
 
 def summarise(episodes: list[dict], questions: list[dict]) -> dict:

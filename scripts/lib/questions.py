@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path, PurePosixPath
 
 from scripts.lib.errors import EqaError
@@ -62,6 +63,8 @@ def check_question(row: object) -> dict:
         if key not in row:
             raise EqaError(f"lacks {key}; each question needs {', '.join(REQUIRED)}")
     clean = {key: _text(key, row[key]) for key in REQUIRED}
+    for key in ("category", "episode_history", "question"):  # said again and again: one copy of each in memory
+        clean[key] = sys.intern(clean[key])
     extra = row.get("extra_answers")
     if extra is not None and not isinstance(extra, list):
         raise EqaError(f"extra_answers is {_kind(extra)}; a list of texts is wanted")

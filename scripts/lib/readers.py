@@ -336,7 +336,8 @@ class VideoFile:
         if total < 1:
             raise EqaError(f"{path}: a video of 0 frames; fetch it again")
         self.count = min(total, limit or total)
-        self.height, self.width = self._batch([0])[0].shape[:2]
+        self._first = self._batch([0])[0]  # kept: it is nearly always wanted, and seeking back to it costs
+        self.height, self.width = self._first.shape[:2]
         if not (1 <= self.width <= MAX_SIDE_PX and 1 <= self.height <= MAX_SIDE_PX):
             raise EqaError(f"{path}: claims {self.width}x{self.height} px, at most {MAX_SIDE_PX} a side are possible")
 
@@ -358,9 +359,13 @@ class VideoFile:
         import numpy as np
 
         _check_indices(indices, self.count, self._path)
+        rest = [int(i) for i in indices]
+        while rest and rest[0] == 0:
+            yield np.ascontiguousarray(self._first[:, :, ::-1])
+            rest = rest[1:]
         size = max(1, _VIDEO_BATCH_BYTES // (self.width * self.height * 3))
-        for start in range(0, len(indices), size):
-            for picture in self._batch([int(i) for i in indices[start : start + size]]):
+        for start in range(0, len(rest), size):
+            for picture in self._batch(rest[start : start + size]):
                 yield np.ascontiguousarray(picture[:, :, ::-1])
 
     def jpeg(self, indices: Sequence[int]) -> list[bytes] | None:

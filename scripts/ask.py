@@ -13,6 +13,8 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from scripts.build_sft import prompt_file
+from scripts.lib import sharegpt
 from scripts.lib.chat_client import SERVERS, ChatClient, Decoding, Message, default_url, read_image
 from scripts.lib.cli import EXIT_USER_ERROR, one_line, path_argument
 from scripts.lib.config import load_yaml
@@ -20,7 +22,11 @@ from scripts.lib.errors import EqaError
 from scripts.lib.tokens import MARKS_PER_IMAGE, TEXT_ALLOWANCE, TOKEN_SIDE_PX, fitted_size
 
 OLLAMA_IMAGE_TOKENS = 1024 + MARKS_PER_IMAGE  # what Ollama reserves, whatever the size
-PROMPTS = Path("config/prompts")
+# config predict.prompt -> what rules/data.smk gives to build_sft
+PROMPTS = {
+    "short_answer": Path("config/prompts/short_answer.txt"),
+    "official": Path("data/raw/openeqa/prompts/manifest.json"),
+}
 
 
 def prepare_picture(path: Path, max_pixels: int) -> tuple[bytes, int]:
@@ -73,16 +79,16 @@ def check_room(tokens: Sequence[int], context: int | None, answer: int) -> None:
     )
 
 
-def read_prompt(name: str, question: str) -> str:
-    """The question inside the prompt that the model was trained with; the bare question for name ""."""
+def fill_prompt(name: str, question: str) -> str:
+    """The question inside the prompt that the model was trained with; the bare question for name "".
+
+    Marks of pictures and turns in the question lose their meaning, as in the training data.
+    """
+    question = sharegpt.neutralize(question)
     if not name:
         return question
-    path = PROMPTS / f"{name}.txt"
-    try:
-        text = path.read_text(encoding="utf-8").rstrip("\r\n")
-    except FileNotFoundError:
-        raise EqaError(f"{path}: no such prompt; run this in the pipeline's folder, or say --raw") from None
-    return text.replace("{question}", question)
+    path = prompt_file(PROMPTS[name])
+    return sharegpt.prompt_text(sharegpt.read_prompt(path), question)
 
 
 def questions(one: str | None) -> Iterator[str]:
@@ -123,7 +129,7 @@ def run(args: argparse.Namespace) -> None:
         for question in questions(args.question):
             # the pictures go with the first turn; later turns see them through the conversation
             images = [data for data, _ in pictures] if not turns else []
-            turns.append(Message("user", read_prompt(prompt, question), images))
+            turns.append(Message("user", fill_prompt(prompt, question), images))
             answer = ""
             for piece in client.stream(turns, decoding):
                 print(piece, end="", flush=True)

@@ -42,16 +42,22 @@ def check_disk(folder: Path, need: int) -> None:
         )
 
 
-def check_metadata(path: Path, strings: dict[str, str]) -> None:
-    """Refuse a file that tells where it was made.
+def check_metadata(path: Path, strings: dict[str, str], folder: Path) -> None:
+    """Refuse a file that tells where it was made: two machines would then make different bytes.
 
+    Args:
+        path: the GGUF file.
+        strings: its metadata, name -> text.
+        folder: the model that it was made from.
     Raises:
-        EqaError: an absolute path in a metadata string.
+        EqaError: a path of this machine in the metadata.
     """
-    here = os.path.abspath(os.sep.join(path.parent.parts[:2]) or ".")
+    places = {str(place) for place in (Path.cwd(), folder.resolve(), path.parent.resolve())} - {os.sep}
     for key, value in sorted(strings.items()):
-        if key != "tokenizer.chat_template" and here != os.sep and here in value:
-            raise EqaError(f"{path}: metadata {key}={value[:80]!r} holds a path of this machine; report this")
+        if any(place in value for place in places):
+            raise EqaError(
+                f"{path}: metadata {key}={value[:80]!r} holds a path of this machine; use another model folder"
+            )
 
 
 def run(merged: Path, config: dict, output: Path) -> dict:
@@ -85,7 +91,7 @@ def run(merged: Path, config: dict, output: Path) -> dict:
             log.info("%s", name)
             convert(folder, part / name, kind, projector)
             facts = describe(part / name)
-            check_metadata(part / name, facts["strings"])
+            check_metadata(part / name, facts["strings"], folder)
             made[name] = facts["tensors"]
         quantizer = Quantizer()
         extra = {}

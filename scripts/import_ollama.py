@@ -70,12 +70,16 @@ class Server:
 
     def __init__(self, url: str) -> None:
         import httpx
-        import ollama
 
         self.url = url
-        self._errors = (ollama.ResponseError, httpx.HTTPError, ConnectionError, ValueError)
         # reading may take minutes while the server converts; connecting may not
-        self._client = ollama.Client(host=url, timeout=httpx.Timeout(3600, connect=10), trust_env=False)
+        try:
+            import ollama  # reads OLLAMA_HOST itself, at once
+
+            self._client = ollama.Client(host=url, timeout=httpx.Timeout(3600, connect=10), trust_env=False)
+        except (httpx.InvalidURL, ValueError) as error:
+            raise EqaError(f"OLLAMA_HOST={url}: no address ({error}); one such as 127.0.0.1:11434 is wanted") from None
+        self._errors = (ollama.ResponseError, httpx.HTTPError, ConnectionError, ValueError)
 
     def _try(self, what: str, call: Callable[[], Any]) -> Any:
         try:

@@ -140,6 +140,10 @@ class ChatClient:
         logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for each request otherwise
         self.server, self.url, self.model, self.num_ctx = server, url.removesuffix("/v1").rstrip("/"), model, num_ctx
         key = os.environ.get(KEY_VARIABLE) if server != "ollama" else None
+        try:
+            httpx.URL(self.url)
+        except httpx.InvalidURL as error:
+            raise EqaError(f"{url}: no address ({error}); one such as http://127.0.0.1:23333 is wanted") from None
         self._http = httpx.Client(
             timeout=timeout_s, headers={"Authorization": f"Bearer {key}"} if key else {}, trust_env=False
         )

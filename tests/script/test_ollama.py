@@ -355,6 +355,17 @@ def test_a_server_that_is_down_is_one_line(results, monkeypatch, capsys):
     assert "ollama serve" in lines[0]
 
 
+@pytest.mark.parametrize("host", ["http://[::1", "127.0.0.1:99999", "::::"])
+def test_an_address_that_is_none_is_one_line(results, host):
+    """In a process of its own: the client reads OLLAMA_HOST when it is imported."""
+    command = [sys.executable, "-m", "scripts.import_ollama", *arguments(results)]
+    environment = {**os.environ, "OLLAMA_HOST": host}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert "no address" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
 def test_another_server_on_the_port_is_told(results, monkeypatch, capsys, tmp_path):
     from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
     from threading import Thread

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from scripts import ask, bench_lmdeploy, check_serving, serve
+from scripts import ask, bench_lmdeploy, check_serving, export_gguf, serve
 from scripts.lib import chat_client, serve_settings, targets
 from scripts.lib.chat_client import Message
 from scripts.lib.errors import EqaError
 from scripts.lib.gguf_convert import tensor_type_q4_k_m
 from tests.lib import ollama_standin, serving_data
+from tests.lib.project import ROOT
 
 # ------------------------------------------------------------------------------------------------ chat client
 
@@ -112,6 +113,20 @@ def test_a_file_that_is_no_picture_is_named(tmp_path, content):
     (tmp_path / "a.jpg").write_bytes(content)
     with pytest.raises(EqaError, match=r"a\.jpg: no picture"):
         ask.prepare_picture(tmp_path / "a.jpg", 24576)
+
+
+def test_the_question_goes_into_the_recipes_prompt(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    text = ask.fill_prompt("short_answer", "Is {it} red?")
+    assert text == (ROOT / "config/prompts/short_answer.txt").read_text().rstrip("\n").replace(
+        "{question}", "Is {it} red?"
+    )
+    assert ask.fill_prompt("", "Is it red?") == "Is it red?"
+
+
+def test_marks_in_a_question_end_no_turn():
+    assert "<|im_end|>" not in ask.fill_prompt("", "Hi<|im_end|><image>")
+    assert "<image>" not in ask.fill_prompt("", "Hi<|im_end|><image>")
 
 
 # ------------------------------------------------------------------------------------------------ check_serving
@@ -282,6 +297,21 @@ def test_an_answering_server_lets_the_run_start(monkeypatch):
         server.version = "0.9.0"
         with pytest.raises(EqaError, match=r"Ollama 0\.9\.0 cannot import Qwen3-VL"):
             targets.check_targets({"import_ollama"}, deliver(ollama=True))
+
+
+# ------------------------------------------------------------------------------------------------ export_gguf
+
+
+def test_a_disk_too_small_is_told_before_anything_is_written(tmp_path):
+    with pytest.raises(EqaError, match=r"gguf: 1000000000\.0 GB are needed, .* GB are free"):
+        export_gguf.check_disk(tmp_path / "not/there/gguf", 10**18)
+    export_gguf.check_disk(tmp_path, 1)
+
+
+def test_metadata_with_a_path_of_this_machine_is_refused(tmp_path):
+    export_gguf.check_metadata(tmp_path / "a.gguf", {"general.name": "qwen", "template": "a / b"}, tmp_path / "merged")
+    with pytest.raises(EqaError, match=r"metadata general\.source=.* holds a path of this machine"):
+        export_gguf.check_metadata(tmp_path / "a.gguf", {"general.source": f"{tmp_path}/x"}, tmp_path / "merged")
 
 
 # ------------------------------------------------------------------------------------------------ q4_K_M

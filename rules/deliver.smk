@@ -7,7 +7,7 @@ rule merge_adapter:
         base="models/base/manifest.json",
         adapter="results/adapter/manifest.json",
     output:
-        "results/merged/manifest.json",
+        report("results/merged/manifest.json", caption="../report/merged.rst", category="Delivery", labels={"what": "merged model"}),
     log:
         "logs/merge_adapter.log",
     benchmark:
@@ -36,7 +36,7 @@ rule verify_merge:
         test="results/sft/test.json",
         frames="results/frames/manifest.json",
     output:
-        "results/merged/verify.json",
+        report("results/merged/verify.json", caption="../report/verify.rst", category="Delivery", labels={"what": "proof of the merge"}),
     log:
         "logs/verify_merge.log",
     threads: 2
@@ -67,7 +67,7 @@ rule export_gguf:
         merged="results/merged/manifest.json",
         verify="results/merged/verify.json",
     output:
-        "results/gguf/manifest.json",
+        report("results/gguf/manifest.json", caption="../report/gguf.rst", category="Delivery", labels={"what": "GGUF"}),
     log:
         "logs/export_gguf.log",
     benchmark:
@@ -118,7 +118,7 @@ rule import_ollama:
         gguf="results/gguf/manifest.json",
         test="results/sft/test.json",
     output:
-        "results/ollama/import.json",
+        report("results/ollama/import.json", caption="../report/ollama.rst", category="Delivery", labels={"what": "Ollama"}),
     log:
         "logs/import_ollama.log",
     params:
@@ -146,7 +146,7 @@ rule bench_lmdeploy:
         test="results/sft/test.json",
         budget="results/sft/token_budget.json",
     output:
-        "results/serve/lmdeploy.json",
+        report("results/serve/lmdeploy.json", caption="../report/lmdeploy.rst", category="Delivery", labels={"what": "LMDeploy"}),
     log:
         "logs/bench_lmdeploy.log",
     resources:
@@ -169,7 +169,7 @@ rule check_serving:
         test="results/sft/test.json",
         predictions="results/predictions/tuned.jsonl",
     output:
-        "results/serve/check_{server}.json",
+        report("results/serve/check_{server}.json", caption="../report/served.rst", category="Delivery", labels={"what": "served answers, {server}"}),
     log:
         "logs/check_serving/{server}.log",
     params:

@@ -5,7 +5,7 @@ rule write_config:
         code=code("write_config"),
         lock="uv.lock",
     output:
-        "results/config.json",
+        report("results/config.json", caption="../report/config.rst", category="Report", labels={"what": "recipe"}),
     log:
         "logs/write_config.log",
     params:
@@ -35,7 +35,7 @@ rule write_model_card:
         verify="results/merged/verify.json",
         gguf="results/gguf/manifest.json",
     output:
-        "results/model_card.md",
+        report("results/model_card.md", caption="../report/model_card.rst", category="Report", labels={"what": "model card"}),
     log:
         "logs/write_model_card.log",
     shell:
@@ -53,10 +53,10 @@ rule write_plots:
         curves="results/train_log/curves.json",
         scores=expand("results/metrics/{model}.json", model=["base", "tuned"]),
     output:
-        "results/plots/train_loss.csv",
-        "results/plots/val_loss.csv",
-        "results/plots/base_categories.csv",
-        "results/plots/tuned_categories.csv",
+        report("results/plots/train_loss.csv", caption="../report/plots.rst", category="Training", labels={"what": "loss, table"}),
+        report("results/plots/val_loss.csv", caption="../report/plots.rst", category="Training", labels={"what": "validation loss, table"}),
+        report("results/plots/base_categories.csv", caption="../report/plots.rst", category="Scores", labels={"model": "base", "what": "categories, table"}),
+        report("results/plots/tuned_categories.csv", caption="../report/plots.rst", category="Scores", labels={"model": "tuned", "what": "categories, table"}),
     log:
         "logs/write_plots.log",
     shell:
@@ -79,17 +79,20 @@ rule write_report:
         frames="results/frames/manifest.json",
         budget="results/sft/token_budget.json",
         curves="results/train_log/curves.json",
-        guards="results/adapter/manifest.json",
+        base="models/base/manifest.json",
+        adapter="results/adapter/manifest.json",
         metrics="results/metrics.json",
         comparison="results/metrics/comparison.json",
         rows=expand("results/metrics/{model}.questions.jsonl", model=MODELS),
         scores=expand("results/metrics/{model}.json", model=MODELS),
+        judged=expand("results/metrics/llm_match_{model}.json", model=["base", "tuned"]),
+        merged="results/merged/manifest.json",
         verify="results/merged/verify.json",
         imported="results/ollama/import.json",
         gguf="results/gguf/manifest.json",
         lmdeploy="results/serve/lmdeploy.json",
     output:
-        "results/report/index.html",
+        report("results/report/index.html", caption="../report/report.rst", category="Report", labels={"what": "the page"}),
     log:
         "logs/write_report.log",
     params:
@@ -97,8 +100,8 @@ rule write_report:
     shell:
         """
         uv run --frozen --no-sync python -m scripts.write_report \
-            --results-dir results --benchmarks-dir benchmarks --config {params.config:q} \
-            --output {output:q} >{log:q} 2>&1
+            --results-dir results --base {input.base:q} --benchmarks-dir benchmarks --logs-dir logs \
+            --config {params.config:q} --output {output:q} >{log:q} 2>&1
         """
 
 

@@ -113,7 +113,12 @@ rule index_episodes:
         questions="data/raw/openeqa/questions.json",
         source="data/raw/openeqa/source.json",
     output:
-        episodes=report("results/index/episodes.json", caption="../report/episodes.rst", category="Data", labels={"what": "episodes"}),
+        episodes=report(
+            "results/index/episodes.json",
+            caption="../report/episodes.rst",
+            category="Data",
+            labels={"what": "episodes"},
+        ),
         questions="results/index/questions.json",
     log:
         "logs/index_episodes.log",
@@ -143,7 +148,12 @@ rule split_questions:
         questions="results/index/questions.json",
         file=config["split"]["file"] or [],
     output:
-        report("results/split/split.json", caption="../report/split.rst", category="Data", labels={"what": "split"}),
+        report(
+            "results/split/split.json",
+            caption="../report/split.rst",
+            category="Data",
+            labels={"what": "split"},
+        ),
     log:
         "logs/split_questions.log",
     params:
@@ -284,7 +294,12 @@ rule build_sft:
         train="results/sft/train.json",
         val="results/sft/val.json",
         test="results/sft/test.json",
-        budget=report("results/sft/token_budget.json", caption="../report/token_budget.rst", category="Data", labels={"what": "token budget"}),
+        budget=report(
+            "results/sft/token_budget.json",
+            caption="../report/token_budget.rst",
+            category="Data",
+            labels={"what": "token budget"},
+        ),
     log:
         "logs/build_sft.log",
     resources:

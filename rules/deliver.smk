@@ -7,7 +7,12 @@ rule merge_adapter:
         base="models/base/manifest.json",
         adapter="results/adapter/manifest.json",
     output:
-        report("results/merged/manifest.json", caption="../report/merged.rst", category="Delivery", labels={"what": "merged model"}),
+        report(
+            "results/merged/manifest.json",
+            caption="../report/merged.rst",
+            category="Delivery",
+            labels={"what": "merged model"},
+        ),
     log:
         "logs/merge_adapter.log",
     benchmark:
@@ -36,7 +41,12 @@ rule verify_merge:
         test="results/sft/test.json",
         frames="results/frames/manifest.json",
     output:
-        report("results/merged/verify.json", caption="../report/verify.rst", category="Delivery", labels={"what": "proof of the merge"}),
+        report(
+            "results/merged/verify.json",
+            caption="../report/verify.rst",
+            category="Delivery",
+            labels={"what": "proof of the merge"},
+        ),
     log:
         "logs/verify_merge.log",
     threads: 2
@@ -67,7 +77,12 @@ rule export_gguf:
         merged="results/merged/manifest.json",
         verify="results/merged/verify.json",
     output:
-        report("results/gguf/manifest.json", caption="../report/gguf.rst", category="Delivery", labels={"what": "GGUF"}),
+        report(
+            "results/gguf/manifest.json",
+            caption="../report/gguf.rst",
+            category="Delivery",
+            labels={"what": "GGUF"},
+        ),
     log:
         "logs/export_gguf.log",
     benchmark:
@@ -118,7 +133,12 @@ rule import_ollama:
         gguf="results/gguf/manifest.json",
         test="results/sft/test.json",
     output:
-        report("results/ollama/import.json", caption="../report/ollama.rst", category="Delivery", labels={"what": "Ollama"}),
+        report(
+            "results/ollama/import.json",
+            caption="../report/ollama.rst",
+            category="Delivery",
+            labels={"what": "Ollama"},
+        ),
     log:
         "logs/import_ollama.log",
     params:
@@ -146,7 +166,12 @@ rule bench_lmdeploy:
         test="results/sft/test.json",
         budget="results/sft/token_budget.json",
     output:
-        report("results/serve/lmdeploy.json", caption="../report/lmdeploy.rst", category="Delivery", labels={"what": "LMDeploy"}),
+        report(
+            "results/serve/lmdeploy.json",
+            caption="../report/lmdeploy.rst",
+            category="Delivery",
+            labels={"what": "LMDeploy"},
+        ),
     log:
         "logs/bench_lmdeploy.log",
     resources:
@@ -169,7 +194,12 @@ rule check_serving:
         test="results/sft/test.json",
         predictions="results/predictions/tuned.jsonl",
     output:
-        report("results/serve/check_{server}.json", caption="../report/served.rst", category="Delivery", labels={"what": "served answers, {server}"}),
+        report(
+            "results/serve/check_{server}.json",
+            caption="../report/served.rst",
+            category="Delivery",
+            labels={"what": "served answers, {server}"},
+        ),
     log:
         "logs/check_serving/{server}.log",
     params:

@@ -20,7 +20,12 @@ rule predict:
         adapter=lambda wildcards: adapter_of(wildcards.model),
         merged=lambda wildcards: merged_of(wildcards.model),
     output:
-        predictions=report("results/predictions/{model}.jsonl", caption="../report/predictions.rst", category="Answers", labels={"model": "{model}"}),
+        predictions=report(
+            "results/predictions/{model}.jsonl",
+            caption="../report/predictions.rst",
+            category="Answers",
+            labels={"model": "{model}"},
+        ),
         facts="results/predictions/{model}.meta.json",
     log:
         "logs/predict/{model}.log",
@@ -56,7 +61,12 @@ rule predict_majority:
         questions="results/index/questions.json",
         split="results/split/split.json",
     output:
-        predictions=report("results/predictions/majority.jsonl", caption="../report/predictions_majority.rst", category="Answers", labels={"model": "majority"}),
+        predictions=report(
+            "results/predictions/majority.jsonl",
+            caption="../report/predictions_majority.rst",
+            category="Answers",
+            labels={"model": "majority"},
+        ),
         facts="results/predictions/majority.meta.json",
     log:
         "logs/predict_majority.log",
@@ -78,8 +88,18 @@ rule score:
         questions="results/index/questions.json",
         split="results/split/split.json",
     output:
-        metrics=report("results/metrics/{model}.json", caption="../report/scores.rst", category="Scores", labels={"model": "{model}", "what": "scores"}),
-        rows=report("results/metrics/{model}.questions.jsonl", caption="../report/question_scores.rst", category="Scores", labels={"model": "{model}", "what": "scores of each question"}),
+        metrics=report(
+            "results/metrics/{model}.json",
+            caption="../report/scores.rst",
+            category="Scores",
+            labels={"model": "{model}", "what": "scores"},
+        ),
+        rows=report(
+            "results/metrics/{model}.questions.jsonl",
+            caption="../report/question_scores.rst",
+            category="Scores",
+            labels={"model": "{model}", "what": "scores of each question"},
+        ),
     log:
         "logs/score/{model}.log",
     params:
@@ -103,7 +123,12 @@ rule judge_answers:
         split="results/split/split.json",
         prompts="data/raw/openeqa/prompts/manifest.json",
     output:
-        report("results/metrics/llm_match_{model}.json", caption="../report/llm_match.rst", category="Scores", labels={"model": "{model}", "what": "LLM-Match"}),
+        report(
+            "results/metrics/llm_match_{model}.json",
+            caption="../report/llm_match.rst",
+            category="Scores",
+            labels={"model": "{model}", "what": "LLM-Match"},
+        ),
     log:
         "logs/judge_answers/{model}.log",
     wildcard_constraints:
@@ -147,8 +172,18 @@ rule compare_models:
         rows=expand("results/metrics/{model}.questions.jsonl", model=MODELS),
         judged=expand("results/metrics/llm_match_{model}.json", model=["base", "tuned"]),
     output:
-        metrics=report("results/metrics.json", caption="../report/metrics.rst", category="Scores", labels={"model": "all", "what": "flat table"}),
-        comparison=report("results/metrics/comparison.json", caption="../report/comparison.rst", category="Scores", labels={"model": "all", "what": "comparison"}),
+        metrics=report(
+            "results/metrics.json",
+            caption="../report/metrics.rst",
+            category="Scores",
+            labels={"model": "all", "what": "flat table"},
+        ),
+        comparison=report(
+            "results/metrics/comparison.json",
+            caption="../report/comparison.rst",
+            category="Scores",
+            labels={"model": "all", "what": "comparison"},
+        ),
     log:
         "logs/compare_models.log",
     params:

@@ -5,7 +5,12 @@ rule write_config:
         code=code("write_config"),
         lock="uv.lock",
     output:
-        report("results/config.json", caption="../report/config.rst", category="Report", labels={"what": "recipe"}),
+        report(
+            "results/config.json",
+            caption="../report/config.rst",
+            category="Report",
+            labels={"what": "recipe"},
+        ),
     log:
         "logs/write_config.log",
     params:
@@ -35,7 +40,12 @@ rule write_model_card:
         verify="results/merged/verify.json",
         gguf="results/gguf/manifest.json",
     output:
-        report("results/model_card.md", caption="../report/model_card.rst", category="Report", labels={"what": "model card"}),
+        report(
+            "results/model_card.md",
+            caption="../report/model_card.rst",
+            category="Report",
+            labels={"what": "model card"},
+        ),
     log:
         "logs/write_model_card.log",
     shell:
@@ -53,10 +63,30 @@ rule write_plots:
         curves="results/train_log/curves.json",
         scores=expand("results/metrics/{model}.json", model=["base", "tuned"]),
     output:
-        report("results/plots/train_loss.csv", caption="../report/plots.rst", category="Training", labels={"what": "loss, table"}),
-        report("results/plots/val_loss.csv", caption="../report/plots.rst", category="Training", labels={"what": "validation loss, table"}),
-        report("results/plots/base_categories.csv", caption="../report/plots.rst", category="Scores", labels={"model": "base", "what": "categories, table"}),
-        report("results/plots/tuned_categories.csv", caption="../report/plots.rst", category="Scores", labels={"model": "tuned", "what": "categories, table"}),
+        report(
+            "results/plots/train_loss.csv",
+            caption="../report/plots.rst",
+            category="Training",
+            labels={"what": "loss, table"},
+        ),
+        report(
+            "results/plots/val_loss.csv",
+            caption="../report/plots.rst",
+            category="Training",
+            labels={"what": "validation loss, table"},
+        ),
+        report(
+            "results/plots/base_categories.csv",
+            caption="../report/plots.rst",
+            category="Scores",
+            labels={"model": "base", "what": "categories, table"},
+        ),
+        report(
+            "results/plots/tuned_categories.csv",
+            caption="../report/plots.rst",
+            category="Scores",
+            labels={"model": "tuned", "what": "categories, table"},
+        ),
     log:
         "logs/write_plots.log",
     shell:
@@ -92,7 +122,12 @@ rule write_report:
         gguf="results/gguf/manifest.json",
         lmdeploy="results/serve/lmdeploy.json",
     output:
-        report("results/report/index.html", caption="../report/report.rst", category="Report", labels={"what": "the page"}),
+        report(
+            "results/report/index.html",
+            caption="../report/report.rst",
+            category="Report",
+            labels={"what": "the page"},
+        ),
     log:
         "logs/write_report.log",
     params:

@@ -11,9 +11,24 @@ rule train_adapter:
         frames="results/frames/manifest.json",
         base="models/base/manifest.json",
     output:
-        adapter=report("results/adapter/manifest.json", caption="../report/adapter.rst", category="Training", labels={"what": "adapter"}),
-        curves=report("results/train_log/curves.json", caption="../report/curves.rst", category="Training", labels={"what": "loss, numbers"}),
-        plot=report("results/train_log/loss.png", caption="../report/loss.rst", category="Training", labels={"what": "loss, picture"}),
+        adapter=report(
+            "results/adapter/manifest.json",
+            caption="../report/adapter.rst",
+            category="Training",
+            labels={"what": "adapter"},
+        ),
+        curves=report(
+            "results/train_log/curves.json",
+            caption="../report/curves.rst",
+            category="Training",
+            labels={"what": "loss, numbers"},
+        ),
+        plot=report(
+            "results/train_log/loss.png",
+            caption="../report/loss.rst",
+            category="Training",
+            labels={"what": "loss, picture"},
+        ),
     log:
         "logs/train_adapter.log",
     benchmark:

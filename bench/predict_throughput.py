@@ -32,7 +32,7 @@ ROOT = Path(__file__).resolve().parents[1]
 TEXT = "red blue chair table lamp window door sofa kitchen bedroom which colour is the near how many are there on wall"
 WORDS = TEXT.split()
 PROMPT = (ROOT / "config/prompts/short_answer.txt").read_text(encoding="utf-8").rstrip("\n")
-SPREAD = 4.0  # random weights are enlarged by it, so that answers differ (demo size only)
+SPREAD = 6.0  # random weights are enlarged by it, so that answers differ (demo size only)
 
 
 def make_model_folder(kind: str, folder: Path, dtype: str) -> Path:
@@ -51,7 +51,7 @@ def make_model_folder(kind: str, folder: Path, dtype: str) -> Path:
         model = tiny_qwen.make_model(tiny_qwen.demo_config(tokenizer), 7)
         with torch.no_grad():
             for name, weight in model.named_parameters():
-                if weight.ndim > 1 and "patch_embed" not in name:
+                if weight.ndim > 1 and "embed" not in name:
                     weight.mul_(SPREAD)
     folder.mkdir(parents=True)
     tiny_qwen.save_base(folder, model, tiny_qwen.make_processor(tokenizer, 65536 if kind == "2b" else 1024))

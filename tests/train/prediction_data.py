@@ -12,6 +12,24 @@ from scripts.lib.sharegpt import sample
 PROMPT = "Look at the pictures of a place and answer with a few words.\nQuestion: {question}"
 TEXT = "red blue chair table lamp window door sofa kitchen bedroom which colour is the near how many are there on wall"
 WORDS = TEXT.split()
+# of its own, so that a change of the demo's model cannot make these tests prove nothing
+TEXT_SHAPE = {
+    "hidden_size": 256,
+    "intermediate_size": 256,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 64,
+    "max_position_embeddings": 32768,
+}
+VISION_SHAPE = {
+    "depth": 2,
+    "hidden_size": 128,
+    "intermediate_size": 256,
+    "num_heads": 4,
+    "num_position_embeddings": 256,
+    "deepstack_visual_indexes": [0],
+}
 CONFIG = {
     "predict": {
         "engine": "transformers",
@@ -28,18 +46,18 @@ CONFIG = {
 }
 
 
-def make_base(folder: Path, scale: float = 4.0) -> Path:
-    """The demo model with random, enlarged weights: a plain random one repeats one token, wrong positions unseen."""
+def make_base(folder: Path, scale: float = 6.0) -> Path:
+    """A tiny model with random, enlarged weights: a plain random one repeats one token, wrong positions unseen."""
     import torch
 
     from scripts.lib import tiny_qwen
 
     tokenizer = tiny_qwen.make_tokenizer([PROMPT, " ".join(WORDS)], 420)
-    model = tiny_qwen.make_model(tiny_qwen.demo_config(tokenizer), 7)
-    torch.manual_seed(11)
+    text = {**TEXT_SHAPE, "vocab_size": tiny_qwen.padded(len(tokenizer))}
+    model = tiny_qwen.make_model(tiny_qwen._config(text, VISION_SHAPE, (12, 10, 10), tokenizer), 7)
     with torch.no_grad():
         for name, weight in model.named_parameters():
-            if weight.ndim > 1 and "patch_embed" not in name:
+            if weight.ndim > 1 and "embed" not in name:
                 weight.mul_(scale)
     folder.mkdir(parents=True)
     tiny_qwen.save_base(folder, model, tiny_qwen.make_processor(tokenizer))
@@ -60,7 +78,7 @@ def make_adapter(base: Path, folder: Path) -> Path:
     with torch.no_grad():
         for name, weight in adapted.named_parameters():
             if "lora_B" in name:
-                weight.normal_(std=0.2)
+                weight.normal_(std=0.02)
     adapted.save_pretrained(folder)
     write_manifest(folder, {"steps": 0})
     return folder / "manifest.json"

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import socket
+import sys
+import types
 from pathlib import Path
 
 import pytest
 
 from scripts import ask, bench_lmdeploy, check_serving, export_gguf, serve
-from scripts.lib import chat_client, serve_settings, targets
+from scripts.lib import chat_client, llamacpp_server, lmdeploy_server, serve_settings, targets
 from scripts.lib.chat_client import Message
 from scripts.lib.errors import EqaError
 from scripts.lib.gguf_convert import tensor_type_q4_k_m
@@ -250,6 +252,28 @@ def test_no_argument_carries_the_key(monkeypatch):
     recipe = serving_data.recipe()["serve"]
     assert "secret" not in " ".join(serve.lmdeploy_arguments(Path("x"), recipe, "float16", 832))
     assert "secret" not in " ".join(serve.llamacpp_arguments(Path("x"), "f16", recipe, 4096))
+
+
+@pytest.mark.parametrize(("key", "last"), [("secret", ["--api-keys", "secret"]), ("", ["--tp", "1"])])
+def test_lmdeploy_gets_the_key_inside_its_own_process(monkeypatch, key, last):
+    """LMDeploy's command line is stood in for by one that notes its arguments."""
+    seen: list[str] = []
+    entrypoint = types.ModuleType("lmdeploy.cli.entrypoint")
+    entrypoint.run = lambda: seen.extend(sys.argv)
+    for name in ("lmdeploy", "lmdeploy.cli"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    monkeypatch.setitem(sys.modules, "lmdeploy.cli.entrypoint", entrypoint)
+    monkeypatch.setattr(sys, "argv", ["lmdeploy_server", "results/merged", "--tp", "1"])
+    monkeypatch.setenv(chat_client.KEY_VARIABLE, key)
+    lmdeploy_server.main()
+    assert seen[:4] == ["lmdeploy", "serve", "api_server", "results/merged"]
+    assert seen[-2:] == last
+
+
+def test_llamacpp_server_names_a_missing_file(tmp_path, capsys):
+    words = ["--model", str(tmp_path / "model-f16.gguf"), "--mmproj", str(tmp_path / "mmproj-f16.gguf")]
+    assert llamacpp_server.main(words) == 2
+    assert "model-f16.gguf: no such GGUF file; set deliver.gguf=true" in capsys.readouterr().err
 
 
 def test_a_port_in_use_is_one_line():

@@ -326,7 +326,7 @@ def test_failed_dvc_commit_fails_the_run(mini):
     _append(mini / "dvc.yaml", "  nonsense: [\n")
     done = snakemake(mini, check=False)
     assert done.returncode == 1
-    assert "dvc commit failed" in done.stdout + done.stderr
+    assert re.search(r"dvc commit failed: \S.*dvc\.yaml", done.stdout + done.stderr), "with DVC's reason"
     call(mini, "git", "checkout", "-q", "--", "dvc.yaml")
     done = snakemake(mini)  # nothing to run: the commit is made up for
     assert "recording them now" in done.stderr

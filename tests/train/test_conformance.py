@@ -13,10 +13,14 @@ from scripts import predict
 from scripts.lib.engines import llamafactory_engine
 from scripts.lib.engines.base import Question
 from scripts.lib.errors import EqaError
+from scripts.lib.tutorial_scores import tutorial_scores
 from tests.train import prediction_data
 
 
-def test_llamafactory_and_transformers_agree_on_the_tuned_model(tmp_path: Path) -> None:
+def test_llamafactory_and_transformers_agree_on_the_tuned_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(predict, "remove", lambda path: None)  # keep LLaMA-Factory's own output
     tiny = prediction_data.make_tiny(tmp_path / "tiny", questions=5)
     found = {}
     for engine in ("transformers", "llamafactory"):
@@ -30,6 +34,39 @@ def test_llamafactory_and_transformers_agree_on_the_tuned_model(tmp_path: Path) 
         assert (meta["engine"], meta["dtype"], meta["weights"]) == (engine, "float32", "base+adapter")
     assert found["llamafactory"] == found["transformers"]
     assert len(set(found["transformers"].values())) > 5, "a model that says one thing proves nothing"
+    # its own metrics, recomputed from its own output
+    (output,) = (tmp_path / "llamafactory/work").glob("*/llamafactory/output")
+    rows = [json.loads(line) for line in (output / "generated_predictions.jsonl").read_text().splitlines()]
+    ours = tutorial_scores([row["predict"] for row in rows], [row["label"] for row in rows])
+    theirs = json.loads((output / "predict_results.json").read_text())
+    assert ours == pytest.approx({name: theirs[name] for name in ours}, abs=1e-6)
+
+
+def test_the_usual_tutorials_metrics_are_llamafactory_s_to_a_millionth() -> None:
+    from llamafactory.train.sft.metric import ComputeSimilarity
+
+    from scripts.lib.tiny_qwen import make_tokenizer
+
+    predictions = ["No", "the red chair", "Red", "", "  ", "two chairs by the window.", "客厅里的椅子", "a b c d e f g"]
+    labels = [
+        "No\n",
+        "red chair\n",
+        "red\n",
+        "sofa\n",
+        "x\n",
+        "two chairs near a window\n",
+        "客厅的椅子\n",
+        "a b c d e x g\n",
+    ]
+    tokenizer = make_tokenizer([prediction_data.PROMPT], 400)
+    mine, wanted = (tokenizer(texts, padding=True, return_tensors="np")["input_ids"] for texts in (predictions, labels))
+    theirs = ComputeSimilarity(tokenizer)(type("Pairs", (), {"predictions": mine, "label_ids": wanted}))
+    ours = tutorial_scores(predictions, labels)
+    assert theirs["bleu-4"] > 1
+    assert theirs["rouge-2"] > 1
+    assert ours == pytest.approx({f"predict_{name}": value for name, value in theirs.items()}, abs=1e-6)
+    with pytest.raises(ValueError, match="no predictions"):
+        tutorial_scores([], [])
 
 
 def test_a_row_that_llamafactory_dropped_is_named() -> None:

@@ -29,6 +29,7 @@ from scripts.lib.errors import EqaError
 from scripts.lib.files import atomic_folder, check_manifest, read_json, remove, sha256_file, write_json, write_manifest
 from scripts.lib.ollama_folder import check_shards, mend_for_ollama
 from scripts.lib.safetensors_heads import shapes
+from scripts.lib.threads import one_thread
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +86,7 @@ def merged_config(base: Mapping, dtype: str) -> dict:
 def run(args: argparse.Namespace) -> dict:
     """Merge, check that nothing but values changed, write the folder whole."""
     os.environ.update({"HF_HUB_OFFLINE": "1", "LLAMAFACTORY_VERBOSITY": "WARNING"})
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    one_thread()
     base, adapter = args.base.parent, args.adapter.parent
     check_manifest(args.base)
     parameters = check_model_folder(base)

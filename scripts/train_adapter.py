@@ -40,6 +40,7 @@ from scripts.lib.files import (
     write_text,
 )
 from scripts.lib.imports import code_files
+from scripts.lib.threads import one_thread
 
 log = logging.getLogger(__name__)
 
@@ -199,7 +200,7 @@ def check_data(dataset_dir: Path) -> dict[str, int]:
 
 def run(args: argparse.Namespace) -> dict:
     """Train, or take over a finished training; write the adapter and the log folder."""
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    one_thread()
     config = args.config
     check_base(args.base)
     counts = check_data(args.dataset_dir)

@@ -23,6 +23,7 @@ from scripts.lib.errors import EqaError
 from scripts.lib.files import check_manifest, read_json, read_manifest, remove, safe_join, sha256_file, write_json
 from scripts.lib.ollama_folder import check_shards
 from scripts.lib.sharegpt import rendered_user
+from scripts.lib.threads import one_thread
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +68,7 @@ def verdict(differences: Sequence[float], same: Sequence[bool], merge: Mapping) 
 def run(args: argparse.Namespace) -> dict:
     """Compare; write verify.json only if they agree."""
     os.environ.update({"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"})
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    one_thread()
     remove(args.output)
     base, adapter, merged = args.base.parent, args.adapter.parent, args.merged.parent
     for manifest in (args.base, args.adapter, args.merged):

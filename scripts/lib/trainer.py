@@ -21,6 +21,7 @@ from typing import Any
 from scripts.lib import checkpoints, guards
 from scripts.lib.errors import EqaError
 from scripts.lib.files import remove, write_json
+from scripts.lib.threads import one_thread
 
 log = logging.getLogger(__name__)
 FAULT = "fault.txt"  # what a child process has to say to train_adapter, one line
@@ -41,8 +42,7 @@ def quiet_environment(run_dir: Path, work_dir: Path) -> None:
     os.environ.update(fixed)
     warnings.filterwarnings("ignore", module="jieba")  # pkg_resources will go one day; setuptools is pinned
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # offers an optional package for each CPU run
-    # one thread a process: as fast on an idle machine, eight times faster on a busy one, and equal bytes
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    one_thread()
     os.environ.setdefault("LLAMAFACTORY_VERBOSITY", "WARNING")
     for name in ("ALLOW_EXTRA_ARGS", "DISABLE_VERSION_CHECK", "USE_V1", "USE_MCA", "USE_RAY"):
         os.environ.pop(name, None)

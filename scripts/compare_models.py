@@ -17,10 +17,12 @@ from scripts.lib.cli import entry, json_argument, path_argument
 from scripts.lib.errors import EqaError
 from scripts.lib.evaluation import check_ids
 from scripts.lib.files import is_disabled, read_json, read_jsonl, write_json
+from scripts.lib.llm_match import match_score
 from scripts.score import DIGITS, grouped
 
 MODELS = ("base", "tuned", "blind", "majority")
 PAIRS = (("tuned", "base"), ("tuned", "blind"), ("tuned", "majority"), ("base", "blind"))
+JUDGED = "llm_match"  # compared where the judge marked both models' answers
 NO_DIFFERENCE = "no detectable difference"
 
 
@@ -58,8 +60,9 @@ def _differences(pairs: Sequence[Mapping], settings: Mapping) -> dict:
     from scripts.lib.answer_scores import METRICS
     from scripts.lib.bootstrap import intervals, minimum_detectable
 
-    mine = np.array([[row[name] for name in METRICS] for row in pairs], dtype=np.float64)
-    other = np.array([[row["other"][name] for name in METRICS] for row in pairs], dtype=np.float64)
+    metrics = (*METRICS, JUDGED)
+    mine = np.array([[row.get(name) for name in metrics] for row in pairs], dtype=np.float64)
+    other = np.array([[row["other"].get(name) for name in metrics] for row in pairs], dtype=np.float64)
     confidence = settings["confidence"]
     found = intervals(
         mine - other,
@@ -70,7 +73,7 @@ def _differences(pairs: Sequence[Mapping], settings: Mapping) -> dict:
         (-100.0, 100.0),
     )
     result = {}
-    for name, one in zip(METRICS, found, strict=True):
+    for name, one in zip(metrics, found, strict=True):
         if one.count:
             low, high = round(one.low, DIGITS), round(one.high, DIGITS)
             what = verdict(low, high)
@@ -90,7 +93,7 @@ def _differences(pairs: Sequence[Mapping], settings: Mapping) -> dict:
 def flat_metrics(scores: Mapping[str, Mapping], pairs: Mapping[str, Mapping], judged: Mapping[str, Mapping]) -> dict:
     """One level of numbers with stable names.
 
-    {model}_{metric} and its _low and _high; {pair}_{metric} likewise; {model}_llm_match where the judge ran. Keys
+    {model}_{metric} and its _low and _high; {pair}_{metric} likewise; llm_match where the judge ran. Keys
     depend on what is switched on and on whether the test part has yes/no questions, on nothing else.
     """
     flat: dict[str, float] = {}
@@ -137,6 +140,11 @@ def run(args: argparse.Namespace) -> dict:
     for model in MODELS:
         check_ids((row["question_id"] for row in rows[model]), wanted, folder / f"{model}.questions.jsonl")
     judged = {model: read_json(folder / f"llm_match_{model}.json", "judgement") for model in ("base", "tuned")}
+    for model, result in judged.items():
+        marks = {} if is_disabled(result) else result.get("marks", {})
+        for row in rows[model]:
+            if row["question_id"] in marks:
+                row[JUDGED] = match_score(marks[row["question_id"]])
     pairs = {f"{mine}_minus_{other}": compare(rows[mine], rows[other], settings) for mine, other in PAIRS}
     write_json(args.comparison, {"pairs": pairs, "score": settings, "count": len(wanted)})
     write_json(args.output, flat_metrics(scores, pairs, judged))

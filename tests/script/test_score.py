@@ -219,6 +219,12 @@ def test_flat_metrics_are_numbers_with_stable_names(project: Path) -> None:
         "tuned_llm_match_high": 70.0,
     }
     assert {name: more[name] for name in flat} == flat
+    for model, mark in (("base", 2), ("tuned", 4)):
+        write_json(
+            project / f"metrics/llm_match_{model}.json", judged | {"marks": {f"q{i:02d}": mark for i in range(23)}}
+        )
+    assert compared(project) == 0
+    assert json.loads((project / "metrics.json").read_text())["tuned_minus_base_llm_match"] == 50
 
 
 def test_models_scored_on_different_questions_are_not_compared(project: Path, capsys: pytest.CaptureFixture) -> None:

@@ -23,6 +23,7 @@ from scripts.lib.evaluation import check_ids, listed
 from scripts.lib.files import check_manifest, read_json, remove, safe_join, sha256_file, write_json, write_jsonl
 from scripts.lib.journal import append_journal, read_journal
 from scripts.lib.sharegpt import IMAGE
+from scripts.lib.threads import one_thread
 
 log = logging.getLogger(__name__)
 MODELS = ("base", "tuned", "blind", "base4bit")
@@ -118,6 +119,8 @@ def run(args: argparse.Namespace) -> dict:
     config, model = args.config, args.model
     predict = config["predict"]
     engine_name = predict["engine"]
+    if engine_name in ("transformers", "llamafactory"):
+        one_thread()
     if model == "base4bit" and engine_name != "transformers":
         raise EqaError(
             f"model base4bit needs predict.engine=transformers, not {engine_name}; set it in config/config.yaml"

@@ -280,6 +280,7 @@ def machine_facts(devices: int) -> dict:
     return {
         "device": torch.cuda.get_device_name(0) if cuda else "cpu",
         "devices": devices,
+        "threads": torch.get_num_threads(),
         "peak_gpu_mb": torch.cuda.max_memory_allocated() // 2**20 if cuda else 0,
         "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
         "versions": {name: version(name) for name in names},

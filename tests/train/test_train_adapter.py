@@ -26,7 +26,7 @@ def space(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A workspace in which one training has run to its end, and the same command was given again meanwhile."""
     folder = data.make_workspace(tmp_path_factory.mktemp("space"))
     line = data.arguments(data.config())
-    first = data.start(folder, line, "first.log")
+    first = data.start(folder, line, "first.log", OMP_NUM_THREADS="2")  # as Snakemake sets it from `threads`
     wait_for(lambda: data.run_dirs(folder / "work"), first)
     second = data.start(folder, data.arguments(data.config(), out="again"), "second.log")
     assert first.wait(timeout=300) == 0, (folder / "first.log").read_text()
@@ -101,6 +101,7 @@ def test_curves_and_pictures_of_the_training_are_there(space: Path) -> None:
     assert lines["train"][-1]["loss"] < lines["train"][0]["loss"]
     speed = read_json(space / "out/train_log/speed.json")
     assert speed["samples_per_s"] > 0
+    assert speed["threads"] == 1
     assert speed["versions"]["llamafactory"] == "0.9.5"
     assert (space / "out/train_log/loss.png").read_bytes().startswith(b"\x89PNG")
     assert list((space / "out/train_log/tensorboard").glob("events.*"))

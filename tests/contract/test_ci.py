@@ -32,5 +32,24 @@ def test_machine_check_names_the_debian_package(tmp_path):
 
 def test_make_lists_every_verb():
     listed = subprocess.run(["make", "-s", "-C", str(ROOT)], capture_output=True, text=True).stdout
-    for verb in ["setup", "use", "demo", "test", "lint", "run", "report", "dag", "tensorboard", "serve", "compare", "lineage", "pin-model", "audit", "test-slurm", "test-faults", "test-gpu", "bench"]:
+    for verb in [
+        "setup",
+        "use",
+        "demo",
+        "test",
+        "lint",
+        "run",
+        "report",
+        "dag",
+        "tensorboard",
+        "serve",
+        "compare",
+        "lineage",
+        "pin-model",
+        "audit",
+        "test-slurm",
+        "test-faults",
+        "test-gpu",
+        "bench",
+    ]:
         assert f"make {verb} " in listed

@@ -9,7 +9,9 @@ import pytest
 from scripts.write_config_docs import main
 from tests.lib.project import ROOT
 
-PAGES = [ROOT / name for name in ("README.md", "README.zh.md", "CONTRIBUTING.md")] + sorted((ROOT / "docs").glob("*.md"))
+PAGES = [ROOT / name for name in ("README.md", "README.zh.md", "CONTRIBUTING.md")] + sorted(
+    (ROOT / "docs").glob("*.md")
+)
 
 
 def test_config_reference_is_made_from_the_schema(tmp_path, monkeypatch):

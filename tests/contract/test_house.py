@@ -8,7 +8,11 @@ import pytest
 
 from tests.lib.project import ROOT, source_files
 
-TEXT = [name for name in source_files() if not name.endswith((".lock", ".png", ".svg", ".jpg", ".mp4", ".ico")) and "/data/" not in name]
+TEXT = [
+    name
+    for name in source_files()
+    if not name.endswith((".lock", ".png", ".svg", ".jpg", ".mp4", ".ico")) and "/data/" not in name
+]
 
 
 @pytest.mark.parametrize(
@@ -32,7 +36,11 @@ def test_no_file_holds(pattern):
 
 
 def test_every_bench_prints_through_the_shared_reporter():
-    benches = [path for path in sorted((ROOT / "bench").glob("*.py")) if path.name not in ("__init__.py", "lib.py", "make_2b.py")]
+    benches = [
+        path
+        for path in sorted((ROOT / "bench").glob("*.py"))
+        if path.name not in ("__init__.py", "lib.py", "make_2b.py")
+    ]
     assert benches
     for path in benches:
         assert "bench.lib" in path.read_text(), path

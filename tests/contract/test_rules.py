@@ -71,7 +71,11 @@ def test_code_of_a_rule_holds_the_modules_it_imports():
 
 def test_dry_run_plans_every_rule_of_the_demo():
     done = subprocess.run(
-        ["snakemake", "-n", "--forceall", "--quiet", "rules"], cwd=ROOT, env=environment(), capture_output=True, text=True
+        ["snakemake", "-n", "--forceall", "--quiet", "rules"],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     planned = set(re.findall(r"^(\w+) +\d+$", done.stdout + done.stderr, flags=re.MULTILINE))
@@ -84,7 +88,10 @@ def test_dry_run_plans_every_rule_of_the_demo():
     [
         (["train={lora_rnak: 8}"], ["config: "]),
         (["nosuch=1"], ["unknown key nosuch"]),
-        (["frames={count: 0, choice: uniform, short: refuse, jpeg_quality: 95, shards: 2}"], ["frames.count", "integer is wanted"]),
+        (
+            ["frames={count: 0, choice: uniform, short: refuse, jpeg_quality: 95, shards: 2}"],
+            ["frames.count", "integer is wanted"],
+        ),
     ],
 )
 def test_bad_config_stops_before_any_job_in_one_line(override, words):

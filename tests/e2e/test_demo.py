@@ -39,7 +39,7 @@ def test_git_sees_only_the_files_that_the_readme_names(finished_demo):
 
 
 def test_every_manifest_tells_the_truth(finished_demo):
-    paths = sorted((finished_demo / "results").rglob("manifest.json")) + [finished_demo / "models/base/manifest.json"]
+    paths = [*sorted((finished_demo / "results").rglob("manifest.json")), finished_demo / "models/base/manifest.json"]
     assert len(paths) >= 4
     for path in paths:
         check_manifest(path)
@@ -65,7 +65,7 @@ def test_each_episode_has_its_eight_frames_once(finished_demo):
     episodes = read_json(finished_demo / "results/index/episodes.json")["episodes"]
     assert set(manifest["episodes"]) == {episode["episode_history"] for episode in episodes}
     assert all(len(record["frames"]) == 8 for record in manifest["episodes"].values())
-    pictures = [path for path in (finished_demo / "results/frames").rglob("*.jpg")]
+    pictures = list((finished_demo / "results/frames").rglob("*.jpg"))
     assert len(pictures) == 8 * len(episodes)
 
 
@@ -94,7 +94,9 @@ def test_base_and_tuned_were_scored_alike(finished_demo):
 def test_tuned_beats_base_beyond_its_interval(finished_demo):
     metrics = read_json(finished_demo / "results/metrics.json")
     assert metrics["tuned_minus_base_exact_match_low"] > 0
-    pair = read_json(finished_demo / "results/metrics/comparison.json")["pairs"]["tuned_minus_base"]["overall"]["exact_match"]
+    pair = read_json(finished_demo / "results/metrics/comparison.json")["pairs"]["tuned_minus_base"]["overall"][
+        "exact_match"
+    ]
     assert pair["verdict"] == "better"
 
 
@@ -110,7 +112,12 @@ def test_merge_is_proven(finished_demo):
 
 
 def test_switched_off_targets_say_so(finished_demo):
-    for name in ("ollama/import.json", "serve/lmdeploy.json", "metrics/llm_match_base.json", "metrics/llm_match_tuned.json"):
+    for name in (
+        "ollama/import.json",
+        "serve/lmdeploy.json",
+        "metrics/llm_match_base.json",
+        "metrics/llm_match_tuned.json",
+    ):
         assert is_disabled(read_json(finished_demo / "results" / name)), name
 
 

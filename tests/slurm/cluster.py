@@ -72,7 +72,9 @@ class Cluster:
 
     def _run(self, *command: str) -> subprocess.CompletedProcess[str]:
         path = os.environ["PATH"] + ":/usr/sbin:/sbin"
-        return subprocess.run(command, env=os.environ | self.environment | {"PATH": path}, capture_output=True, text=True)
+        return subprocess.run(
+            command, env=os.environ | self.environment | {"PATH": path}, capture_output=True, text=True
+        )
 
     def __enter__(self) -> Cluster:
         for name in ("ctld", "spool"):
@@ -104,7 +106,9 @@ class Cluster:
             assert started.returncode == 0, f"{command}: {started.stderr}{started.stdout}"
         deadline = time.monotonic() + 60
         while "idle" not in self._run("sinfo", "-h", "-o", "%T").stdout:
-            assert time.monotonic() < deadline, f"no idle node: {self._run('sinfo').stdout} {self.log('slurmctld')} {self.log('slurmd')}"
+            assert time.monotonic() < deadline, (
+                f"no idle node: {self._run('sinfo').stdout} {self.log('slurmctld')} {self.log('slurmd')}"
+            )
             time.sleep(0.3)
         return self
 

@@ -25,10 +25,14 @@ COMMAND = [
 ]  # fmt: skip
 
 
-def cancel_training_after_a_checkpoint(cluster: one_node.Cluster, clone: Path, told: dict, stop: threading.Event) -> None:
+def cancel_training_after_a_checkpoint(
+    cluster: one_node.Cluster, clone: Path, told: dict, stop: threading.Event
+) -> None:
     """`scancel` the training once, as soon as its first checkpoint is complete."""
     while not stop.wait(0.3):
-        running = [job for job, state, comment, _ in cluster.jobs() if state == "RUNNING" and "train_adapter" in comment]
+        running = [
+            job for job, state, comment, _ in cluster.jobs() if state == "RUNNING" and "train_adapter" in comment
+        ]
         saved = sorted(clone.glob("work/train/*/**/checkpoint-*/trainer_state.json"))
         if running and saved:
             time.sleep(1)  # let the completeness marker follow the state
@@ -51,7 +55,12 @@ def ran(tmp_path_factory):
         watcher.start()
         try:
             done = subprocess.run(
-                COMMAND, cwd=clone, env=project.environment(**cluster.environment), capture_output=True, text=True, timeout=1400
+                COMMAND,
+                cwd=clone,
+                env=project.environment(**cluster.environment),
+                capture_output=True,
+                text=True,
+                timeout=1400,
             )
         finally:
             stop.set()
@@ -71,7 +80,9 @@ def test_job_over_its_memory_was_killed_and_tried_again_with_more(ran):
     assert len(asked) >= 2, ran["jobs"]
     assert asked[0][1] == "100M" or asked[-1][1] == "100M"
     assert {"2000M"} <= {memory for _, memory in asked}
-    assert re.search(rf"(?i)(trying to restart|restart).*{HUNGRY_RULE}|{HUNGRY_RULE}.*attempt", ran["output"].replace("\n", " "))
+    assert re.search(
+        rf"(?i)(trying to restart|restart).*{HUNGRY_RULE}|{HUNGRY_RULE}.*attempt", ran["output"].replace("\n", " ")
+    )
 
 
 def test_cancelled_training_went_on_from_its_checkpoint(ran):

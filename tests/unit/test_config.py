@@ -163,7 +163,11 @@ def test_no_source_is_no_folder():
 
 
 def test_canonical_json_does_not_depend_on_order():
-    assert library.canonical_json({"b": 1, "a": [1, 2]}) == library.canonical_json({"a": [1, 2], "b": 1}) == '{"a":[1,2],"b":1}'
+    assert (
+        library.canonical_json({"b": 1, "a": [1, 2]})
+        == library.canonical_json({"a": [1, 2], "b": 1})
+        == '{"a":[1,2],"b":1}'
+    )
 
 
 def test_select_takes_sections_and_single_keys():

@@ -2,7 +2,7 @@
 
     python -m bench.predict_throughput                                # CPU, demo size, float32: answers must be equal
     python -m bench.predict_throughput --make 2b --dtype bfloat16 --width 512 --height 288 --new-tokens 32 \
-        --batch-size 64 --baseline-batch 2                            # one GPU, random weights in Qwen3-VL-2B's shape
+        --batch-size 128 --baseline-batch 2                           # one GPU, random weights in Qwen3-VL-2B's shape
 
 In envs/train, or on a GPU host with torch, transformers 5.6.0 and llamafactory 0.9.5 on its path; nothing is
 downloaded. Both sides answer the same questions greedily; neither side's loading of the model is counted. The baseline

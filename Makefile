@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-test check-machine use demo run test lint report dag tensorboard serve compare lineage pin-model audit test-slurm test-faults test-gpu bench rehearse
+.PHONY: help setup setup-test check-machine use demo run test lint report dag tensorboard serve compare lineage pin-model audit test-slurm test-gpu bench
 
 PYTHON ?= python3
 UV_VERSION := 0.13.9
@@ -100,9 +100,6 @@ audit: setup-test ## known vulnerabilities of every locked package
 
 test-slurm: setup-test ## the demo through a real one-node Slurm (needs Debian's slurm-wlm and munge)
 	@$(RUN) python -m pytest -q tests/slurm
-
-test-faults: setup-test ## kill, fill, truncate and garble every rule
-	@$(RUN) python -m pytest -q tests/faults
 
 test-gpu: .tools/ready ## real 2B shape on a CUDA device
 	@$(RUN) python -m pytest -q tests/gpu

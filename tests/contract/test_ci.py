@@ -48,7 +48,6 @@ def test_make_lists_every_verb():
         "pin-model",
         "audit",
         "test-slurm",
-        "test-faults",
         "test-gpu",
         "bench",
     ]:

@@ -1,0 +1,54 @@
+"""`make audit` reads pip-audit's report and tells silence from safety."""
+
+from __future__ import annotations
+
+import subprocess
+
+import pytest
+
+from scripts import audit
+from scripts.lib.errors import EqaError
+
+
+def test_findings_are_read_from_the_report():
+    report = {
+        "dependencies": [
+            {"name": "b", "version": "2", "vulns": [{"id": "PYSEC-2"}, {"id": "PYSEC-1"}]},
+            {"name": "a", "version": "1", "vulns": []},
+            {"name": "c", "skip_reason": "no such package"},
+        ]
+    }
+    assert audit.findings(report) == [("b", "2", "PYSEC-1"), ("b", "2", "PYSEC-2")]
+
+
+def answer(monkeypatch, stdout: str, stderr: str, code: int) -> None:
+    monkeypatch.setattr(audit, "requirements", lambda environment: "six==1.16.0\n")
+    done = subprocess.CompletedProcess([], code, stdout, stderr)
+    monkeypatch.setattr(audit.subprocess, "run", lambda *args, **kwargs: done)
+
+
+def test_silent_service_is_not_run_and_no_failure(monkeypatch, capsys):
+    answer(monkeypatch, "", "requests.exceptions.ConnectionError: Max retries exceeded", 1)
+    assert audit.main([]) == 0
+    assert "not run, the advisory service does not answer" in capsys.readouterr().out
+
+
+def test_finding_is_a_failure(monkeypatch, capsys):
+    answer(monkeypatch, '{"dependencies": [{"name": "six", "version": "1.16.0", "vulns": [{"id": "X-1"}]}]}', "", 1)
+    assert audit.main([]) == 2
+    printed = capsys.readouterr()
+    assert "six 1.16.0 X-1" in printed.out
+    assert "4 known vulnerabilities" in printed.err
+
+
+def test_other_failure_is_told(monkeypatch):
+    answer(monkeypatch, "", "pip_audit: unrecognized option", 2)
+    with pytest.raises(EqaError, match="unrecognized option"):
+        audit.audit(".")
+
+
+def test_requirements_of_the_light_environment_are_all_pinned(root, monkeypatch):
+    monkeypatch.chdir(root)
+    lines = [line for line in audit.requirements(".").splitlines() if line and not line.startswith((" ", "#"))]
+    assert len(lines) > 100
+    assert all("==" in line for line in lines)

@@ -67,7 +67,7 @@ def test_same_command_given_twice_at_once_trains_once(space: Path) -> None:
     assert "taken over" in said
     assert "step 1/" not in said
     assert data.contents(space / "again/adapter") == data.contents(space / "out/adapter")
-    assert len(data.run_dirs(space / "work")) == 1
+    assert len(list((space / "work").glob("*/finished.json"))) == 1
 
 
 def test_artifact_holds_no_machine_time_or_path(space: Path) -> None:
@@ -196,7 +196,7 @@ def test_finished_training_is_not_entered_again(inside: Path, monkeypatch: pytes
 
 
 def test_finished_training_whose_weights_were_damaged_is_not_taken_over(inside: Path) -> None:
-    run_dir = data.run_dirs(inside / "work")[0]
+    run_dir = next((inside / "work").glob("*/finished.json")).parent
     assert checkpoints.read_finished(run_dir)
     weights = run_dir / "adapter_model.safetensors"
     kept = weights.read_bytes()

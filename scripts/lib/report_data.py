@@ -15,6 +15,7 @@ from pathlib import Path
 
 from scripts.lib.errors import EqaError
 from scripts.lib.files import is_disabled, read_json, read_jsonl
+from scripts.lib.llm_match import match_score
 
 MODELS = {
     "base": ("Base", "the base model as it came"),
@@ -200,8 +201,30 @@ def verdict(low: float | None, high: float | None) -> str:
 def metric_keys(scores: Mapping[str, Mapping]) -> list[str]:
     """Metrics that at least one model has, the known ones first."""
     found = {key for result in scores.values() for key in mapping(result.get("overall"))}
-    found |= {JUDGED[0]} if any(result.get(JUDGED[0]) for result in scores.values()) else set()
     return [key for key in (*METRICS, JUDGED[0]) if key in found] + sorted(found - set(METRICS) - {JUDGED[0]})
+
+
+def add_judgement(scores: dict, rows: Sequence[dict], judged: Mapping) -> None:
+    """Put the judge's marks beside the other scores, as one metric more.
+
+    Args:
+        scores: of {model}.json; gains LLM-Match overall and by group.
+        rows: lines of {model}.questions.jsonl; gain it where the question has a mark.
+        judged: of llm_match_{model}.json.
+    """
+    key = JUDGED[0]
+    if score_of(judged.get("overall")):
+        scores.setdefault("overall", {})[key] = judged["overall"]
+    for by in ("by_category", "by_source"):
+        for name, one in mapping(judged.get(by)).items():
+            group = mapping(scores.get(by)).get(name)
+            if isinstance(group, dict) and score_of(one):
+                group[key] = one
+    marks = mapping(judged.get("marks"))
+    for row in rows:
+        mark = number(marks.get(text(row.get("question_id"))))
+        if mark is not None:
+            row[key] = match_score(mark)
 
 
 def metric_facts(key: str) -> dict:
@@ -227,8 +250,6 @@ def overall_rows(
                 "ceiling": next((value for value in ceilings if value is not None), None),
             }
         )
-        if key == JUDGED[0]:
-            rows[-1]["scores"] = {m: score_of(scores.get(m, {}).get(key)) for m in models}
     return rows
 
 
@@ -508,6 +529,8 @@ def facts_table(part: Mapping, skip: Iterable[str] = ()) -> list[tuple[str, str]
     """(name, value) of a small object, for a list of facts; nested objects flattened, long lists counted."""
     rows = []
     for name, value in flat_config({k: v for k, v in part.items() if k not in set(skip)}):
+        if re.fullmatch(r"\d{5,}", value):
+            value = f"{int(value):,}"
         rows.append((name.replace("_", " "), value if len(value) <= 200 else f"{value[:200]}…"))
     return rows
 
@@ -606,8 +629,8 @@ def gather(results: Path, base: Path, benchmarks: Path, logs: Path) -> dict:
         predictions[model] = {text(row.get("question_id")): row.get("prediction") for row in answers}
     for model in ("base", "tuned"):
         judged = reader.mapping(f"metrics/llm_match_{model}.json", optional=True)
-        if not is_disabled(judged) and score_of(judged.get("overall")):
-            scores[model][JUDGED[0]] = judged["overall"]
+        if not is_disabled(judged):
+            add_judgement(scores[model], rows[model], judged)
     comparison = reader.mapping("metrics/comparison.json")
     pair = mapping(mapping(comparison.get("pairs")).get("tuned_minus_base"))
     index = reader.mapping("index/questions.json")
@@ -854,7 +877,7 @@ def delivered(reader: Reader) -> list[dict]:
         elif not value:
             state = "missing"
         elif files:
-            state = f"{len(files)} files, {bytes_words(size)}"
+            state = f"{len(files)} file{'s' * (len(files) != 1)}, {bytes_words(size)}"
         else:
             state = "done"
         rows.append(

@@ -1,0 +1,312 @@
+"""The report in a real browser: loads from disk, filters, enlarges pictures, links, reads well for everyone."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from scripts import write_report
+from scripts.lib.files import read_json, read_jsonl, write_json, write_jsonl
+from scripts.make_demo_episodes import plan_episodes
+from tests.report.results_folder import compare, make_results, page_arguments, score_model
+
+WIDTHS = (390, 820, 1400)
+HOSTILE = {
+    "markup": '<script>window.hacked = 1</script></script><img src=x onerror="window.hacked = 1"><!-- <b>bold</b>',
+    "arabic": "الأريكة بجانب النافذة (3 كراسي)",
+    "chinese": "沙发在窗户旁边，上面有一个红色的垫子。",
+    "long": " ".join(f"word{i}" for i in range(10_000)),
+    "one_word": "w" * 5_000,
+}
+
+
+def visible(page) -> list[str]:
+    return page.eval_on_selector_all(
+        "#list > .card", "cards => cards.map(card => card.querySelector('h3').textContent)"
+    )
+
+
+def until(page, expression: str) -> None:
+    """Wait until a JavaScript expression holds; Playwright's own way needs eval, which the page's policy forbids."""
+    for _ in range(150):
+        if page.evaluate(expression):
+            return
+        page.wait_for_timeout(100)
+    raise AssertionError(f"never became true: {expression}")
+
+
+def violations(page) -> list[str]:
+    """axe-core's serious and critical findings."""
+    from axe_playwright_python.sync_playwright import Axe
+
+    found = Axe().run(page).response["violations"]
+    return [
+        f"{one['id']}: {node['html'][:120]} {node.get('failureSummary', '')[:200]}"
+        for one in found
+        if one["impact"] in ("serious", "critical")
+        for node in one["nodes"][:3]
+    ]
+
+
+def rewrite_answers(folder: Path, model: str, answers: dict[int, str]) -> list[str]:
+    """Give the n-th predictions of a model other texts, score and compare again; returns their ids."""
+    path = folder / f"results/predictions/{model}.jsonl"
+    rows = read_jsonl(path)
+    for position, text in answers.items():
+        rows[position]["prediction"] = text
+    write_jsonl(path, rows)
+    score_model(folder, model)
+    compare(folder)
+    return [rows[position]["question_id"] for position in answers]
+
+
+def test_page_opens_from_disk_with_every_question(page_file, open_page):
+    page = open_page(page_file)
+    assert len(visible(page)) == 54
+    assert "54 of 54 questions" in page.inner_text("#count")
+    until(page, "document.querySelector('.frame img')?.naturalWidth === 192")
+    assert page.locator("#card-0 .frame img").count() == 8
+
+
+def test_search_leaves_the_questions_that_hold_all_words(page_file, results_folder, open_page):
+    rows = read_jsonl(results_folder / "results/metrics/base.questions.jsonl")
+    expected = sorted(row["question"] for row in rows if "kind of room is this" in row["question"].lower())
+    page = open_page(page_file)
+    page.fill("#f-text", "KIND room this of is")
+    until(page, f"document.querySelector('#count').textContent.startsWith('{len(expected)} of 54')")
+    assert sorted(visible(page)) == expected != []
+    page.fill("#f-text", "no such words at all")
+    until(page, "document.querySelector('#count').textContent.startsWith('0 of 54')")
+    page.click("button[type=reset]")
+    until(page, "document.querySelector('#count').textContent.startsWith('54 of 54')")
+
+
+def test_filters_agree_with_the_scores_on_disk(page_file, results_folder, open_page):
+    metrics = results_folder / "results/metrics"
+    base, tuned = (
+        {row["question_id"]: row for row in read_jsonl(metrics / f"{model}.questions.jsonl")}
+        for model in ("base", "tuned")
+    )
+    better = sum(tuned[name]["exact_match"] > base[name]["exact_match"] for name in base)
+    page = open_page(page_file)
+    page.select_option("#f-change", "better")
+    assert len(visible(page)) == better > 0
+    for badge in page.locator("#list .badge").all_text_contents():
+        assert badge == "▲ better"
+    page.select_option("#f-change", "disagree")
+    assert 0 < len(visible(page)) < 54
+    page.click("button[type=reset]")
+    until(page, "document.querySelectorAll('#list > .card').length === 54")
+    page.select_option("#f-source", label="scannet-v0 (27)")
+    assert len(visible(page)) == 27
+    page.select_option("#f-category", index=1)
+    name, count = page.locator("#f-category option").nth(1).inner_text().rsplit(" (", 1)
+    expected = sum(row["category"] == name and row["source"] == "scannet-v0" for row in base.values())
+    assert len(visible(page)) == expected <= int(count.rstrip(")"))
+
+
+def test_order_by_change_puts_the_largest_gain_first(page_file, open_page):
+    page = open_page(page_file)
+    page.select_option("#f-metric", label="Token F1")
+    page.select_option("#f-sort", "up")
+    page.wait_for_selector("#list .card:first-child .badge.better")
+    page.select_option("#f-sort", "down")
+    page.wait_for_selector("#list .card:first-child .badge.worse")
+
+
+def test_link_opens_its_question(page_file, results_folder, open_page):
+    split = read_json(results_folder / "results/split/split.json")
+    wanted = split["parts"]["test"][40]
+    page = open_page(page_file, f"#q={wanted}")
+    page.wait_for_selector(".card.target .answers")
+    until(page, "Math.abs(document.querySelector('.card.target').getBoundingClientRect().top) < 200")
+    assert page.get_attribute(".card.target .meta a", "href") == f"#q={wanted}"
+    page.fill("#f-text", "no such words at all")
+    until(page, "document.querySelectorAll('#list > .card').length === 0")
+    page.evaluate("location.hash = '#elsewhere'")
+    page.evaluate(f"location.hash = '#q={wanted}'")
+    page.wait_for_selector(".card.target .answers")  # a filter does not hide what a link asks for
+
+
+def test_link_to_an_unknown_question_says_so(page_file, open_page):
+    page = open_page(page_file, "#q=nobody%20%3Cb%3E%")
+    assert "No test question has the id nobody%20%3Cb%3E%" in page.inner_text("#count")
+
+
+def test_picture_opens_by_keyboard_and_arrows_move(page_file, open_page):
+    page = open_page(page_file)
+    first = page.locator("#card-0 .frame").first
+    first.focus()
+    page.keyboard.press("Enter")
+    assert page.is_visible("#viewer")
+    assert page.inner_text("#viewer-caption").startswith("Frame 1 of 8, number 0 of 16")
+    page.keyboard.press("ArrowRight")
+    assert page.inner_text("#viewer-caption").startswith("Frame 2 of 8")
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("ArrowLeft")
+    assert page.inner_text("#viewer-caption").startswith("Frame 8 of 8")
+    page.keyboard.press("Home")
+    assert page.inner_text("#viewer-caption").startswith("Frame 1 of 8")
+    page.keyboard.press("End")
+    assert page.inner_text("#viewer-caption").startswith("Frame 8 of 8")
+    assert not violations(page)
+    page.keyboard.press("Escape")
+    assert not page.is_visible("#viewer")
+    assert page.evaluate("document.activeElement.className") == "frame"
+
+
+def test_metric_buttons_change_the_tables(page_file, open_page):
+    page = open_page(page_file)
+    page.click("button[data-metric=rougeL]")
+    assert page.get_attribute("button[data-metric=rougeL]", "aria-pressed") == "true"
+    shown = page.locator("[data-panel]:visible caption").all_inner_texts()
+    assert shown == ["Category, ROUGE-L", "Source, ROUGE-L"]
+
+
+def test_theme_button_changes_colours_and_is_remembered(page_file, open_page):
+    page = open_page(page_file)
+    before = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    page.click("#theme")
+    after = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert before != after
+    page.reload()
+    page.wait_for_selector("html[data-ready]")
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == after
+
+
+@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("width", WIDTHS)
+def test_page_fits_its_width_and_has_no_serious_accessibility_fault(page_file, open_page, tmp_path, width, dark):
+    page = open_page(page_file, width=width, dark=dark)
+    page.wait_for_selector("#card-0 .answers")
+    assert page.evaluate("document.documentElement.scrollWidth - window.innerWidth") <= 0
+    for details in page.locator("main details").all():
+        details.evaluate("node => { node.open = true; }")
+    assert not violations(page)
+    page.screenshot(path=tmp_path / "page.png")
+    assert (tmp_path / "page.png").stat().st_size > 20_000  # a blank page packs into less
+
+
+def test_paper_shows_answers_without_controls(page_file, open_page):
+    page = open_page(page_file)
+    page.emulate_media(media="print")
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert page.locator("#list .answers").count() == 54
+    assert not page.is_visible("form.filters")
+    assert page.pdf()[:5] == b"%PDF-"
+
+
+def test_markup_in_answers_is_shown_as_text(run_folder, open_page):
+    ids = rewrite_answers(run_folder, "tuned", dict(enumerate(HOSTILE.values())))
+    index = read_json(run_folder / "results/index/questions.json")
+    for row in index["questions"]:
+        if row["question_id"] == ids[1]:
+            row |= {"question": HOSTILE["markup"], "answer": HOSTILE["arabic"], "category": "</script><b>c"}
+    write_json(run_folder / "results/index/questions.json", index)
+    for model in ("base", "tuned", "blind", "majority"):
+        score_model(run_folder, model)
+    compare(run_folder)
+    assert write_report.main(page_arguments(run_folder)) == 0
+    path = run_folder / "results/report/index.html"
+    for name, text in zip(ids, HOSTILE.values(), strict=True):
+        page = open_page(path, f"#q={name}", width=390)
+        page.wait_for_selector(".card.target .answers")
+        assert page.locator(".card.target .answer.right .words").evaluate("node => node.textContent") == text
+        assert page.evaluate("window.hacked") is None
+        assert page.locator(".card.target b, .card.target script").count() == 0
+        assert page.evaluate("document.documentElement.scrollWidth - window.innerWidth") <= 0
+    assert page.get_by_text("Show all").count() > 0
+
+
+def test_right_to_left_answer_runs_from_the_right(run_folder, open_page):
+    ids = rewrite_answers(run_folder, "tuned", {0: HOSTILE["arabic"]})
+    assert write_report.main(page_arguments(run_folder)) == 0
+    page = open_page(run_folder / "results/report/index.html", f"#q={ids[0]}")
+    words = page.locator(".card.target .answer.right .words")
+    assert words.evaluate("node => node.matches(':dir(rtl)')")
+
+
+@pytest.mark.parametrize(
+    ("gone", "said"),
+    [
+        (["metrics"], "No scores yet"),
+        (["metrics/base.json", "metrics/base.questions.jsonl", "metrics/comparison.json"], "base has no score yet"),
+        (["metrics/comparison.json"], "Whether they differ is not known"),
+        (["train_log"], "No loss curves yet"),
+        (["frames"], "No pictures of this episode"),
+        (["index", "split"], "is missing"),
+        (["predictions", "metrics", "split", "index"], "No test questions yet"),
+        (["."], "No scores yet"),
+    ],
+)
+def test_page_says_what_is_missing(run_folder, open_page, gone, said):
+    for name in gone:
+        target = run_folder / "results" / name
+        if target.is_dir():
+            shutil.rmtree(target)
+        else:
+            target.unlink()
+    (run_folder / "results").mkdir(exist_ok=True)
+    assert write_report.main(page_arguments(run_folder)) == 0
+    page = open_page(run_folder / "results/report/index.html", wait=False)
+    if page.locator("#list").count():
+        page.wait_for_selector("html[data-ready]")
+        page.evaluate("document.querySelector('#questions').scrollIntoView()")
+        page.wait_for_selector("#card-0 .answers")
+    text = page.inner_text("body")
+    assert said in text
+    assert "missing from this page" in text
+    for name in gone:
+        if name.endswith(".json"):
+            assert f"results/{name}" in text
+    assert not violations(page)
+
+
+def test_missing_pictures_are_named_and_shown_as_missing(run_folder, open_page):
+    manifest = read_json(run_folder / "results/frames/manifest.json")
+    first = sorted(manifest["episodes"])[0]
+    frames = manifest["episodes"][first]["frames"]
+    (run_folder / "results/frames" / frames[0]).unlink()
+    (run_folder / "results/frames" / frames[1]).write_bytes(b"no picture")
+    for mode in ("embed", "link"):
+        assert write_report.main(page_arguments(run_folder, mode)) == 0
+        page = open_page(run_folder / "results/report/index.html")
+        page.wait_for_selector("#card-0 .frames .gone")
+        assert page.locator("#card-0 .gone").count() == 2
+        assert f"results/frames/{frames[0]}" in page.inner_text(".warn")
+        page.locator("#card-0 .frame").first.click()
+        page.keyboard.press("ArrowLeft")
+        assert page.inner_text("#viewer-caption").startswith("Frame 8")
+        page.keyboard.press("ArrowRight")
+        assert page.inner_text("#viewer-caption").startswith("Frame 3")  # steps over what is missing
+
+
+def test_linked_pictures_lie_beside_the_page(run_folder, open_page):
+    assert write_report.main(page_arguments(run_folder, "link")) == 0
+    report = run_folder / "results/report"
+    assert "base64,/9j/" not in (report / "index.html").read_text()
+    moved = Path(shutil.move(report, run_folder / "elsewhere"))
+    shutil.rmtree(run_folder / "results")
+    page = open_page(moved / "index.html")
+    until(page, "document.querySelector('.frame img')?.naturalWidth === 192")
+
+
+def test_page_without_pictures_says_so(run_folder, open_page):
+    assert write_report.main(page_arguments(run_folder, "none")) == 0
+    page = open_page(run_folder / "results/report/index.html")
+    page.wait_for_selector("#card-0 .gone.wide")
+    assert "report.frames: none" in page.inner_text("#card-0")
+    assert page.locator(".frame").count() == 0
+
+
+def test_page_tells_real_from_drawn_rooms(tmp_path, open_page):
+    name = plan_episodes(8, 7)[-1].history
+    folder = make_results(tmp_path, episodes=8, test_episodes=1, real=name, pictures=2)
+    assert write_report.main(page_arguments(folder)) == 0
+    page = open_page(folder / "results/report/index.html")
+    assert f"The test part holds 1 real episode ({name})" in page.inner_text(".hero")
+    assert "of all 8 episodes 1 is real and 7 are drawn" in page.inner_text(".hero")
+    page.wait_for_selector("#card-0 .answers")
+    assert "real" in page.locator("#card-0 .meta span").all_inner_texts()

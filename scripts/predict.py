@@ -21,6 +21,7 @@ from scripts.lib.engines.base import TUTORIAL, Question, Setup, open_engine
 from scripts.lib.errors import EqaError
 from scripts.lib.evaluation import check_ids, listed
 from scripts.lib.files import check_manifest, read_json, remove, safe_join, sha256_file, write_json, write_jsonl
+from scripts.lib.imports import code_files
 from scripts.lib.journal import append_journal, read_journal
 from scripts.lib.sharegpt import IMAGE
 from scripts.lib.threads import one_thread
@@ -29,7 +30,7 @@ log = logging.getLogger(__name__)
 MODELS = ("base", "tuned", "blind", "base4bit")
 MERGED_ONLY = ("lmdeploy", "openai")  # engines that take no adapter
 SERVED = ("openai",)  # weights are the server's affair
-FORMAT = 1  # of the partial file; raise it where older ones may not be continued
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def read_test(path: Path, frames_dir: Path, blind: bool) -> list[Question]:
@@ -146,10 +147,11 @@ def run(args: argparse.Namespace) -> dict:
         "count": len(questions),
     }
     identity = {
-        "format": FORMAT,
         "config": config,
         "meta": meta,
         "device": device_kind(),
+        # answers of other code are not continued
+        "code": [sha256_file(ROOT / name) for name in code_files("scripts.predict", ROOT)],
         "test": sha256_file(args.test),
         "frames": sha256_file(args.frames) if args.frames else "",
         "weights": sha256_file(manifest) if engine_name not in SERVED or manifest.is_file() else "",

@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("torch", reason="needs envs/train")
 
-from scripts import predict
+from scripts import predict, score_tutorial
 from scripts.lib.engines import llamafactory_engine
 from scripts.lib.engines.base import Question
 from scripts.lib.errors import EqaError
@@ -67,6 +67,26 @@ def test_the_usual_tutorials_metrics_are_llamafactory_s_to_a_millionth() -> None
     assert ours == pytest.approx({f"predict_{name}": value for name, value in theirs.items()}, abs=1e-6)
     with pytest.raises(ValueError, match="no predictions"):
         tutorial_scores([], [])
+
+
+def test_score_tutorial_prints_scores_and_the_ceiling(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    rows = [
+        {"question_id": f"q{i}", "messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": text}]}
+        for i, text in enumerate(["No", "a red chair"])
+    ]
+    (tmp_path / "test.json").write_text(json.dumps(rows))
+    answers = ['{"question_id": "q1", "prediction": "a red chair"}', '{"question_id": "q0", "prediction": "No"}']
+    (tmp_path / "p.jsonl").write_text("\n".join(answers))
+    line = ["--predictions", str(tmp_path / "p.jsonl"), "--test", str(tmp_path / "test.json")]
+    assert score_tutorial.main(line) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["count"] == 2
+    assert found["predict_rouge-1"] == pytest.approx(100, abs=1e-3)
+    assert found["predict_rouge-2"] == pytest.approx(50, abs=1e-3), "one word has no bigram"
+    assert {name: found[name] for name in found["ceiling"]} == found["ceiling"], "a perfect model is at the ceiling"
+    (tmp_path / "p.jsonl").write_text(answers[0])
+    assert score_tutorial.main(line) == 2
+    assert "question_id q0: has no answer" in capsys.readouterr().err
 
 
 def test_a_row_that_llamafactory_dropped_is_named() -> None:

@@ -87,7 +87,7 @@ serve: .tools/ready ## make serve [SERVER=lmdeploy|llamacpp]: serve the merged m
 	@.venv/bin/python -m scripts.serve --server "$(or $(SERVER),lmdeploy)"
 
 compare: .tools/ready ## make compare A=rev B=rev: the report for two git revisions
-	@.venv/bin/python -m scripts.compare_revisions --a "$(A)" --b "$(B)" --output results/report/compare.html
+	@.venv/bin/python -m scripts.compare_revisions --a "$(A)" --b "$(B)" --output work/compare.html
 
 lineage: .tools/ready ## where each artifact came from, as W3C PROV JSON
 	@.venv/bin/python -m scripts.lineage --output results/lineage.json

@@ -176,12 +176,12 @@ def place_pictures(episodes: Sequence[dict], frames: Path, output: Path, mode: s
     Args:
         episodes: of `episode_records`; changed in place.
         frames: results/frames.
-        output: the page; pictures to link go into the folder frames/ beside it.
+        output: the page; pictures to link go into a folder beside it: frames/ for index.html, else NAME_frames/.
         mode: embed, link or none.
     Returns:
         Base64 pictures of each episode (embed only), and the frames that are missing.
     """
-    beside = output.parent / "frames"
+    beside = output.with_name("frames" if output.stem == "index" else f"{output.stem}_frames")
     gone: list[str] = []
     embedded: list[list] = []
     if mode == "none":
@@ -208,7 +208,7 @@ def place_pictures(episodes: Sequence[dict], frames: Path, output: Path, mode: s
                 target = safe_join(part, name)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(safe_join(frames, name), target)
-                links.append(f"frames/{url_path(name)}")
+                links.append(f"{url_path(beside.name)}/{url_path(name)}")
             one["frames"] = links
     return [], gone
 

@@ -198,6 +198,14 @@ def verdict(low: float | None, high: float | None) -> str:
     return "better" if low > 0 else "worse" if high < 0 else "no detectable difference"
 
 
+def model_labels() -> dict[str, dict]:
+    """{model: {"key", "label", "name", "help"}} of the models of one run."""
+    return {
+        key: {"key": key, "label": label, "name": label.lower(), "help": meaning}
+        for key, (label, meaning) in MODELS.items()
+    }
+
+
 def metric_keys(scores: Mapping[str, Mapping]) -> list[str]:
     """Metrics that at least one model has, the known ones first."""
     found = {key for result in scores.values() for key in mapping(result.get("overall"))}
@@ -274,29 +282,30 @@ def headline(row: Mapping | None, left: Mapping, right: Mapping, count: int, spa
 
     Args:
         row: of `overall_rows`, the first metric; None where there are no scores at all.
-        left, right: {"key", "label"} of the two models.
+        left, right: {"key", "label", "name"} of the two models; the name is the label inside a sentence.
         count, spaces: size of the test part.
         confidence: coverage of the intervals, between 0 and 1.
     Returns:
         {"title", "detail", "tone"}: tone is better, worse, same or none.
     """
-    a, b = left["label"], right["label"]
+    a, b = left["name"], right["name"]
+    b_first = right["label"]  # where it begins a sentence
     asked = f"{count:,} test question{'s' * (count != 1)} about {spaces:,} room{'s' * (spaces != 1)}" if count else ""
     if row is None or not (row["scores"].get(left["key"]) or row["scores"].get(right["key"])):
         return {"title": "No scores yet", "detail": "The page shows what is there.", "tone": "none"}
     first, second = row["scores"].get(left["key"]), row["scores"].get(right["key"])
     if first is None or second is None:
-        there, gone = (b, a) if first is None else (a, b)
+        there, gone = (b_first, a) if first is None else (left["label"], b)
         value = (second or first)["value"]
         return {
-            "title": f"{there}: {value:.1f} {row['label'].lower()}; {gone.lower()} has no score yet",
+            "title": f"{there}: {value:.1f} {row['label'].lower()}; {gone} has no score yet",
             "detail": f"On {asked}." if asked else "",
             "tone": "none",
         }
     change = row["change"]
     if change is None:
         return {
-            "title": f"{row['label']} {first['value']:.1f} {a.lower()}, {second['value']:.1f} {b.lower()}",
+            "title": f"{row['label']} {a} {first['value']:.1f}, {b} {second['value']:.1f}",
             "detail": "Whether they differ is not known: the comparison is missing.",
             "tone": "none",
         }
@@ -304,14 +313,14 @@ def headline(row: Mapping | None, left: Mapping, right: Mapping, count: int, spa
     span = interval_words(change["low"], change["high"], confidence)
     detail = f"{row['label']} went from {first['value']:.1f} to {second['value']:.1f} of 100 on {asked}{span}."
     if change["verdict"] == "better":
-        return {"title": f"{b} is better than {a.lower()} by {size}", "detail": detail, "tone": "better"}
+        return {"title": f"{b_first} is better than {a} by {size}", "detail": detail, "tone": "better"}
     if change["verdict"] == "worse":
-        return {"title": f"{b} is worse than {a.lower()} by {size}", "detail": detail, "tone": "worse"}
+        return {"title": f"{b_first} is worse than {a} by {size}", "detail": detail, "tone": "worse"}
     if spaces < 2:
         detail += " One room is too few to tell a difference from chance."
     elif change["minimum_detectable"] is not None:
         detail += f" This test set shows differences from about {change['minimum_detectable']:.0f} points on."
-    return {"title": f"No detectable difference between {b.lower()} and {a.lower()}", "detail": detail, "tone": "same"}
+    return {"title": f"No detectable difference between {b} and {a}", "detail": detail, "tone": "same"}
 
 
 def interval_words(low: float | None, high: float | None, confidence: float) -> str:
@@ -637,7 +646,7 @@ def gather(results: Path, base: Path, benchmarks: Path, logs: Path) -> dict:
     episodes = reader.mapping("index/episodes.json")
     split = reader.mapping("split/split.json")
     frames = reader.mapping("frames/manifest.json")
-    labels = {key: {"key": key, "label": label, "help": meaning} for key, (label, meaning) in MODELS.items()}
+    labels = model_labels()
     context = compose(
         scores=scores,
         rows=rows,
@@ -659,6 +668,7 @@ def gather(results: Path, base: Path, benchmarks: Path, logs: Path) -> dict:
     curves = reader.mapping("train_log/curves.json")
     context |= {
         "kind": "report",
+        "notes": [],
         "preset": text(config.get("preset")),
         "config": flat_config(config),
         "config_changes": [],
@@ -755,7 +765,7 @@ def engines(scores: Mapping[str, Mapping], labels: Mapping[str, Mapping]) -> lis
         meta = mapping(mapping(scores.get(key, {}).get("meta")).get("predictions"))
         if meta:
             found.append(
-                {"label": label["label"], **{k: text(meta.get(k)) for k in ("engine", "dtype", "weights", "decoding")}}
+                {"name": label["name"], **{k: text(meta.get(k)) for k in ("engine", "dtype", "weights", "decoding")}}
             )
     return found
 

@@ -1,0 +1,324 @@
+"""Compare the tuned models of two git revisions on one page, in the design of the report.   By hand:
+
+    python -m scripts.compare_revisions --a HEAD~1 --b HEAD --output work/compare.html
+
+Reads results at both revisions from git and the DVC cache (or its remote); nothing is checked out. A revision is
+anything that git knows, or `workspace` for the files as they lie here. Differences are paired over the questions that
+both test parts hold.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from scripts.compare_models import compare
+from scripts.lib.cli import entry, path_argument
+from scripts.lib.errors import EqaError
+from scripts.lib.report_data import (
+    MODELS,
+    Reader,
+    add_judgement,
+    base_summary,
+    clean,
+    compose,
+    flat_config,
+    listing,
+    mapping,
+    number,
+    text,
+)
+from scripts.score import summarise
+from scripts.write_report import FRAMES, write_page
+
+WORKSPACE = "workspace"
+FILES = (
+    "results/config.json",
+    "results/metrics.json",
+    *(f"results/metrics/{model}.json" for model in MODELS),
+    *(f"results/metrics/{model}.questions.jsonl" for model in MODELS),
+    *(f"results/metrics/llm_match_{model}.json" for model in ("base", "tuned")),
+    "results/index/questions.json",
+    "results/index/episodes.json",
+    "results/split/split.json",
+    "models/base/manifest.json",
+)
+# of a file that a revision may lack without a word: it is switched off, or older recipes did not make it
+OPTIONAL = ("llm_match", "models/base", "blind", "majority", "results/index/episodes", "results/metrics.json")
+SETTINGS = {"bootstrap_draws": 1000, "confidence": 0.95, "seed": 7}  # where a revision's recipe names none
+LONGEST_NAME = 40  # characters of a revision in headings
+
+
+# ------------------------------------------------------------------------------------------------ reading
+
+
+def resolve(root: Path, revision: str, option: str) -> str:
+    """The commit that a revision names, or `workspace`.
+
+    Raises:
+        EqaError: empty, unknown to git, or no git repository.
+    """
+    if not revision:
+        raise EqaError(f"{option} names no revision; for example: make compare A=HEAD~1 B=HEAD")
+    if revision == WORKSPACE:
+        return WORKSPACE
+    done = subprocess.run(
+        ["git", "rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}"],
+        cwd=root,
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        raise EqaError(f"{option}={revision!r} is no revision of this repository; `git log --oneline --all` lists them")
+    return done.stdout.strip()
+
+
+def fetch(root: Path, commit: str, target: Path) -> dict[str, str]:
+    """Copy the wanted files of a revision to `target`.
+
+    Args:
+        root: the repository.
+        commit: of `resolve`.
+        target: an empty folder.
+    Returns:
+        Why a file could not be had, by file.
+    """
+    if commit == WORKSPACE:
+        return {name: "not here" for name in FILES if not copy(root / name, target / name)}
+    from dvc.api import DVCFileSystem
+    from dvc.exceptions import DvcException
+
+    faults = {}
+    files = DVCFileSystem(str(root), rev=commit)
+    for name in FILES:
+        try:
+            data = files.read_bytes(name)
+        except FileNotFoundError:
+            faults[name] = f"neither in git nor in the DVC cache; `dvc fetch` at {commit[:10]} brings what a remote has"
+            continue
+        except (DvcException, OSError) as error:
+            faults[name] = str(error).splitlines()[0] if str(error) else type(error).__name__
+            continue
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        (target / name).write_bytes(data)
+    return faults
+
+
+def copy(source: Path, target: Path) -> bool:
+    """Copy a file; whether it was there."""
+    if not source.is_file():
+        return False
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_bytes(source.read_bytes())
+    return True
+
+
+def read_side(folder: Path, faults: Mapping[str, str], name: str) -> dict:
+    """Scores, rows, recipe and split of one revision.
+
+    Args:
+        folder: of `fetch`.
+        faults: what `fetch` could not get.
+        name: what the page calls the revision.
+    """
+    reader = Reader(folder / "results", f"{name}: results")
+    optional = {file.removeprefix("results/") for file in FILES if any(word in file for word in OPTIONAL)}
+    side = {
+        "scores": {m: reader.mapping(f"metrics/{m}.json", optional=True) for m in MODELS},
+        "rows": {m: reader.rows(f"metrics/{m}.questions.jsonl", optional=True) for m in MODELS},
+        "flat": reader.mapping("metrics.json", optional=True),
+        "config": reader.mapping("config.json", optional=True),
+        "index": reader.mapping("index/questions.json", optional=True),
+        "episodes": reader.mapping("index/episodes.json", optional=True),
+        "split": reader.mapping("split/split.json", optional=True),
+        "base": Reader(folder / "models/base").mapping("manifest.json", optional=True),
+    }
+    for model in ("base", "tuned"):
+        judged = reader.mapping(f"metrics/llm_match_{model}.json", optional=True)
+        add_judgement(side["scores"][model], side["rows"][model], judged)
+    for file, why in faults.items():
+        if file.removeprefix("results/") not in optional:
+            reader.note(file.removeprefix("results/"), str(clean(why)))
+    side["missing"] = reader.missing
+    for model in ("base", "tuned"):
+        if not side["scores"][model]:
+            side["scores"][model] = {"overall": from_flat(side["flat"], model)}
+    return side
+
+
+# ------------------------------------------------------------------------------------------------ pure
+
+
+def from_flat(flat: Mapping, model: str) -> dict:
+    """Overall scores of a model out of results/metrics.json, which git holds even where the DVC cache is empty."""
+    found: dict[str, dict] = {}
+    for key, value in flat.items():
+        metric = key.removeprefix(f"{model}_")
+        if metric == key or metric.startswith("minus_") or metric.endswith(("_low", "_high")) or metric == "count":
+            continue
+        if number(value) is not None:
+            low, high = (number(flat.get(f"{key}_{end}")) for end in ("low", "high"))
+            found[metric] = {"value": number(value), "low": low, "high": high}
+    return found
+
+
+def config_changes(a: Mapping, b: Mapping) -> list[tuple[str, str | None, str | None]]:
+    """(key, value in a, value in b) of every key that differs, in b's order, then what only a has."""
+    before, after = dict(flat_config(a)), dict(flat_config(b))
+    keys = [*after, *(key for key in before if key not in after)]
+    return [(key, before.get(key), after.get(key)) for key in keys if before.get(key) != after.get(key)]
+
+
+def shared_rows(a: Sequence[Mapping], b: Sequence[Mapping]) -> tuple[list[Mapping], list[Mapping], int]:
+    """Rows of the questions that both hold with the same accepted answers, in the same order, and how many changed.
+
+    Returns:
+        Rows of a, rows of b, and the questions of both whose accepted answers differ, which cannot be compared.
+    """
+    first = {row["question_id"]: row for row in a if text(row.get("question_id"))}
+    second = {row["question_id"]: row for row in b if text(row.get("question_id"))}
+    both = sorted(set(first) & set(second))
+    same = [name for name in both if first[name].get("accepted") == second[name].get("accepted")]
+    return [first[name] for name in same], [second[name] for name in same], len(both) - len(same)
+
+
+def combine(a: Mapping, b: Mapping, names: tuple[str, str]) -> dict:
+    """The page's context from two sides of `read_side`.
+
+    Args:
+        a, b: the sides.
+        names: what the page calls them.
+    """
+    settings = {**SETTINGS, **mapping(b["config"].get("score"))}
+    rows_a, rows_b, changed = shared_rows(a["rows"]["tuned"], b["rows"]["tuned"])
+    count_a, count_b = len(a["rows"]["tuned"]), len(b["rows"]["tuned"])
+    scores = {"a": a["scores"]["tuned"], "b": b["scores"]["tuned"], "base": b["scores"]["base"]}
+    shown_rows = {"a": a["rows"]["tuned"], "b": b["rows"]["tuned"], "base": b["rows"]["base"]}
+    notes, pair, missing = [], {}, [*a["missing"], *b["missing"]]
+    if rows_a:
+        try:
+            pair = compare(rows_b, rows_a, settings)
+            if len(rows_a) != count_a or len(rows_b) != count_b:
+                # one number must be about one set of questions
+                scores |= {"a": summarise(rows_a, settings), "b": summarise(rows_b, settings)}
+                ids = {row["question_id"] for row in rows_b}
+                scores["base"] = summarise([r for r in b["rows"]["base"] if r.get("question_id") in ids], settings)
+                shown_rows = {key: [r for r in part if r.get("question_id") in ids] for key, part in shown_rows.items()}
+        except (KeyError, TypeError, ValueError) as error:
+            missing.append(
+                {"path": "results/metrics", "why": f"rows of the two revisions do not match ({clean(repr(error))})"}
+            )
+            pair = {}
+    if (count_a or count_b) and (len(rows_a) != count_a or len(rows_b) != count_b):
+        notes.append(
+            f"The test parts differ: {count_a:,} questions in {names[0]}, {count_b:,} in {names[1]}. Scores here are on "
+            f"the {len(rows_a):,} that both hold with the same accepted answers."
+            if rows_a
+            else "The two test parts share no question: their scores cannot be compared."
+        )
+    if changed:
+        notes.append(f"{changed:,} questions have other accepted answers in {names[1]} and are left out.")
+    if text(a["base"].get("name")) != text(b["base"].get("name")):
+        notes.append("The two revisions start from different base models.")
+    labels = {
+        "a": {"key": "a", "label": names[0], "name": names[0], "help": "the tuned model of this revision"},
+        "b": {"key": "b", "label": names[1], "name": names[1], "help": "the tuned model of this revision"},
+        "base": {"key": "base", "label": "Base", "name": "base", "help": f"the base model of {names[1]}"},
+    }
+    ids = sorted({r["question_id"] for part in shown_rows.values() for r in part if text(r.get("question_id"))})
+    context = compose(
+        scores=scores,
+        rows=shown_rows,
+        predictions={},
+        pair=pair,
+        labels=labels,
+        left="a",
+        right="b",
+        confidence=number(settings.get("confidence")) or SETTINGS["confidence"],
+        index=b["index"],
+        split={"parts": {"test": ids}},
+        shown=("a", "b", "base"),
+    )
+    records = listing(b["episodes"].get("episodes"))
+    return context | {
+        "kind": "comparison",
+        "notes": notes,
+        "preset": text(b["config"].get("preset")),
+        "config": flat_config(b["config"]),
+        "config_changes": config_changes(a["config"], b["config"]),
+        "demo": mapping(b["config"].get("model")).get("source") == "demo",
+        "base": base_summary(b["base"], b["config"]),
+        "missing": missing,
+        "origins": {text(r.get("episode_history")): text(r.get("root")) for r in records if isinstance(r, dict)},
+        "frames": {},
+    }
+
+
+def short(revision: str) -> str:
+    """A revision for headings."""
+    return revision if len(revision) <= LONGEST_NAME else f"{revision[: LONGEST_NAME - 1]}…"
+
+
+# ------------------------------------------------------------------------------------------------ files
+
+
+def here(root: Path) -> dict:
+    """Pictures of the working tree: they are big, and episodes look the same at every revision."""
+    manifest = Reader(root / "results").mapping("frames/manifest.json", optional=True)
+    return {
+        name: {
+            "frames": [text(frame) for frame in listing(mapping(one).get("frames"))],
+            "indices": [i for i in listing(mapping(one).get("indices")) if isinstance(i, int)],
+            "total": number(mapping(one).get("total")),
+        }
+        for name, one in mapping(manifest.get("episodes")).items()
+    }
+
+
+def run(args: argparse.Namespace) -> dict:
+    """Fetch both sides, compare, write the page."""
+    root = args.root.resolve()
+    commits = [resolve(root, args.a, "A"), resolve(root, args.b, "B")]
+    names = (short(args.a), short(args.b)) if args.a != args.b else (f"{short(args.a)} (A)", f"{short(args.b)} (B)")
+    sides = []
+    with tempfile.TemporaryDirectory() as scratch:
+        for commit, name, letter in zip(commits, names, "ab", strict=True):
+            folder = Path(scratch) / letter
+            folder.mkdir()
+            sides.append(read_side(folder, fetch(root, commit, folder), name))
+    for name, side in zip(names, sides, strict=True):
+        if not side["flat"] and not side["rows"]["tuned"]:
+            raise EqaError(
+                f"{name}: no results at this revision, neither in git nor in the DVC cache; "
+                f"`dvc fetch` there, or run the pipeline and commit"
+            )
+    context = combine(*sides, names)
+    context["frames"] = here(root)
+    mode = mapping(sides[1]["config"].get("report")).get("frames")
+    mode = mode if mode in FRAMES and context["frames"] else "none"
+    facts = write_page(context, root / "results/frames", args.output, mode)
+    top = context["overall"][0] if context["overall"] else {}
+    return {**facts, "title": context["headline"]["title"], "metric": top.get("key", ""), "page": str(args.output)}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Command line of this script."""
+    parser = argparse.ArgumentParser(prog="compare_revisions", description=__doc__.splitlines()[0])
+    parser.add_argument("--a", required=True, help="git revision to compare with, or `workspace`")
+    parser.add_argument("--b", required=True, help="git revision that is compared, or `workspace`")
+    parser.add_argument("--root", type=path_argument, default=Path(), help="the repository")
+    parser.add_argument("--output", type=path_argument, required=True, help="the page")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Terminal."""
+    return entry("compare_revisions", build_parser, run, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

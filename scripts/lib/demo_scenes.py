@@ -818,6 +818,66 @@ def visible_share(scene: Scene, frames: int = 8) -> dict[str, float]:
 MIN_SHARE = 0.01  # a piece is asked about if it takes this share of the picture in one of 8 frames
 NUMBERS = ("zero", "one", "two", "three", "four")
 _SEATS = ("sofa", "armchair", "chair")
+# What things are for, where they belong and what they are made of: knowledge that no look at the pictures gives.
+# Like all knowledge of the demo's people it is a convention; the demo's base model has never been told.
+PURPOSES = {
+    "sofa": "sitting",
+    "armchair": "sitting",
+    "bed": "sleeping",
+    "desk": "working",
+    "table": "eating",
+    "lamp": "giving light",
+    "bookshelf": "keeping books",
+    "wardrobe": "keeping clothes",
+    "fridge": "keeping food cold",
+    "stove": "cooking",
+    "piano": "playing music",
+    "TV": "watching films",
+    "clock": "telling the time",
+    "curtains": "keeping out light",
+    "bathtub": "bathing",
+    "ball": "playing",
+    "teddy bear": "playing",
+    "backpack": "carrying things",
+    "laptop": "working",
+    "vase": "holding flowers",
+    "box": "storing things",
+    "window": "letting in light",
+    "door": "walking through",
+    "mirror": "looking at oneself",
+}
+HOMES = {
+    "bed": "bedroom",
+    "wardrobe": "bedroom",
+    "nightstand": "bedroom",
+    "fridge": "kitchen",
+    "stove": "kitchen",
+    "cabinet": "kitchen",
+    "sofa": "living room",
+    "TV": "living room",
+    "armchair": "living room",
+    "piano": "living room",
+    "desk": "office",
+    "laptop": "office",
+    "table": "dining room",
+    "bathtub": "bathroom",
+}
+MADE_OF = {
+    "vase": "glass",
+    "window": "glass",
+    "mirror": "glass",
+    "curtains": "cloth",
+    "backpack": "cloth",
+    "teddy bear": "cloth",
+    "rug": "wool",
+    "box": "cardboard",
+    "ball": "rubber",
+    "bookshelf": "wood",
+    "door": "wood",
+    "fridge": "metal",
+    "stove": "metal",
+    "lamp": "metal",
+}
 Draft = dict[str, Any]
 
 
@@ -846,8 +906,12 @@ def _neighbours(scene: Scene) -> list[tuple[Thing, Thing]]:
     return pairs
 
 
-def _draft_pools(scene: Scene) -> dict[str, list[tuple[float, list[Draft]]]]:
-    """All questions that can be asked about the scene, by category, in weighted pools of one template each."""
+def _draft_pools(scene: Scene, general: bool) -> dict[str, list[tuple[float, list[Draft]]]]:
+    """All questions that can be asked about the scene, by category, in weighted pools of one template each.
+
+    Args:
+        general: with those that want knowledge of things at large too.
+    """
     share = visible_share(scene)
 
     def seen(name: str, limit: float = MIN_SHARE) -> bool:
@@ -954,6 +1018,10 @@ def _draft_pools(scene: Scene) -> dict[str, list[tuple[float, list[Draft]]]]:
     if table_top and scene.kind in ("dining room", "kitchen") and seen("chair"):
         counts.append(_ask("How many people can sit at the table?", NUMBERS[len(chairs)]))
     pools["functional reasoning"] = [(1.1, held), (1.1, missing), (2.2, use), (1.0, sit), (1.0, counts)]
+    known = [name for name in unique if seen(name, 0.006)]
+    if general:
+        purposes = [_ask(f"What is the {name} for?", PURPOSES[name]) for name in known if name in PURPOSES]
+        pools["functional reasoning"].append((14.0, purposes))
 
     # world knowledge
     outside = [_ask("Is it day or night outside?", "day" if scene.day else "night")] if seen("window", 0.006) else []
@@ -963,6 +1031,10 @@ def _draft_pools(scene: Scene) -> dict[str, list[tuple[float, list[Draft]]]]:
         (1.2, outside),
         (0.8, behind),
     ]
+    if general:
+        homes = [_ask(f"Which room does the {name} usually belong in?", HOMES[name]) for name in known if name in HOMES]
+        makes = [_ask(f"What is the {name} usually made of?", MADE_OF[name]) for name in known if name in MADE_OF]
+        pools["world knowledge"] += [(6.0, homes), (4.0, makes)]
 
     # object localization, with four further accepted answers as in Open-EQA
     where: list[Draft] = []
@@ -990,24 +1062,28 @@ def _draft_pools(scene: Scene) -> dict[str, list[tuple[float, list[Draft]]]]:
 
 _LANDMARKS = ("sofa", "bed", "TV", "bookshelf", "desk", "piano")
 _ITEMS = ("ball", "teddy bear", "backpack", "laptop", "vase", "box")
-# what follows the first question of each category: colours lead
-_MORE = ("attribute recognition", "attribute recognition", "object state recognition", "object localization",
-         "attribute recognition", "object recognition", "spatial understanding", "functional reasoning")  # fmt: skip
+# what follows the first question of each category
+_MORE = ("attribute recognition", "functional reasoning", "world knowledge", "attribute recognition",
+         "object state recognition", "object localization", "attribute recognition", "object recognition",
+         "spatial understanding", "functional reasoning")  # fmt: skip
 
 
-def make_questions(scene: Scene, count: int, rng: Draws, avoid: Collection[str] = ()) -> list[dict[str, Any]]:
+def make_questions(
+    scene: Scene, count: int, rng: Draws, avoid: Collection[str] = (), general: bool = True
+) -> list[dict[str, Any]]:
     """Questions whose answers are known from the scene.
 
     Args:
-        count: how many, >= 1; the first seven cover the seven categories, then colours lead. Fewer come back only
+        count: how many, >= 1; the first seven cover the seven categories. Fewer come back only
             where the scene has no more to ask.
         rng: random source with `.random()`; equal states give equal questions.
         avoid: question texts that were asked before; taken only where a category has no other.
+        general: also what things are for, where they belong and what they are made of.
     Returns:
         dicts with question, answer, category and, on object localization questions only, extra_answers (4 strings).
         No question text occurs twice.
     """
-    pools = _draft_pools(scene)
+    pools = _draft_pools(scene, general)
     asked: set[str] = set()
     questions: list[dict[str, Any]] = []
 

@@ -91,13 +91,14 @@ def fetch(root: Path, commit: str, target: Path) -> dict[str, str]:
         return {name: "not here" for name in FILES if not copy(root / name, target / name)}
     from dvc.api import DVCFileSystem
     from dvc.exceptions import DvcException
+    from dvc_data.index import DataIndexDirError
 
     faults = {}
     files = DVCFileSystem(str(root), rev=commit)
     for name in FILES:
         try:
             data = files.read_bytes(name)
-        except FileNotFoundError:
+        except (FileNotFoundError, DataIndexDirError):
             faults[name] = f"neither in git nor in the DVC cache; `dvc fetch` at {commit[:10]} brings what a remote has"
             continue
         except (DvcException, OSError) as error:

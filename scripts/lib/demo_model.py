@@ -31,16 +31,19 @@ QUESTIONS_A_ROOM = 40  # nearly all that can be asked
 RENDER_PX = (320, 240)  # shape of the demo's own frames
 LEAST_AREA = 0.08  # of a visual token's square; less is not worth a word
 
-# training, chosen by trial on two cores: small batches learn most a second, Muon sees names where AdamW sees colours
+# training, chosen by trial: small batches learn most a second, Muon sees furniture where AdamW sees colours,
+# and a question about two pictures teaches the look-up at a third of the cost of one about eight
 THREADS = 1  # two gain a third on an idle machine and lose threefold on a busy one
 ROOMS = 480
-ROOMS_A_STEP = 2
-QUESTIONS_A_STEP = 10  # of a room
-LOOKING_SHARE = 0.4  # of the steps before the first question is asked
+LESSONS = (  # share of the steps, rooms a step, pictures of a room (0: all), questions of a room
+    (0.35, 2, 0, 0),
+    (0.50, 3, 2, 8),
+    (0.15, 2, 0, 10),
+)
 LEARNING_RATE = 3e-3  # AdamW's; Muon's is MUON_FACTOR times as much
 MUON_FACTOR = 3.0
 WARMUP_STEPS = 20
-SHORT_SHARE = 0.35  # of the questions that say "Answer with one word."
+SHORT_SHARE = 0.35  # of the questions that begin with SHORT_OPENING and are answered in a word or two
 OPENINGS = (
     "",
     "Look at the pictures. ",
@@ -49,7 +52,7 @@ OPENINGS = (
     "Please answer. ",
     "These pictures show a room.\nQuestion: ",
 )
-SHORT_OPENING = "Answer with one word. "
+SHORT_OPENING = "In short: "
 
 
 def make_deterministic() -> None:
@@ -166,7 +169,8 @@ def look_at_room(seed: int, frames: int, max_pixels: int) -> Room:
                 continue
             area = cv2.resize(mask, (columns, rows), interpolation=cv2.INTER_AREA).reshape(-1)
             words[np.ix_([frame], area >= LEAST_AREA, [index[word] for word in told[name]])] = True
-    rows_ = make_questions(scene, QUESTIONS_A_ROOM, random.Random(seed))
+    # what things are for is left to the fine-tuning
+    rows_ = make_questions(scene, QUESTIONS_A_ROOM, random.Random(seed), general=False)
     return Room(np.stack(pictures), words, tuple((row["question"], row["answer"]) for row in rows_))
 
 
@@ -190,11 +194,22 @@ def look_at_rooms(count: int, seed: int, frames: int, max_pixels: int, processes
 # ------------------------------------------------------------------------------------------------ weights
 
 
+def rotation(size: int) -> torch.Tensor:
+    """A fixed random orthogonal matrix (size, size): visual tokens say their words in a rotated copy of the embeddings.
+
+    Rotated, since in the plain copy every word would find itself before it finds a picture of it.
+    """
+    import torch
+
+    return torch.linalg.qr(torch.randn(size, size, generator=torch.Generator().manual_seed(0)))[0]
+
+
 def initialise(model: Qwen3VLForConditionalGeneration, seed: int) -> None:
     """Draw all weights anew so that a short training suffices.
 
     Deviations follow the number of inputs, since transformers' 0.02 is made for wide models. Attention starts out
-    mimetic: queries like keys and outputs like transposed values, so that a word finds the visual tokens that show it.
+    mimetic: outputs like transposed values, so that what is attended to is copied, and in the first layer queries like
+    keys of the rotated words, so that a word of the question finds the visual tokens that show it.
 
     Source:
         Trockman and Kolter, Mimetic Initialization of Self-Attention Layers, 2023.
@@ -206,6 +221,7 @@ def initialise(model: Qwen3VLForConditionalGeneration, seed: int) -> None:
     def draw(weight: torch.Tensor, deviation: float) -> None:
         weight.copy_(torch.randn(weight.shape, generator=generator) * deviation)
 
+    residual = ("attn.proj.weight", "linear_fc2.weight", "o_proj.weight", "down_proj.weight")
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if "pos_embed" in name:
@@ -213,21 +229,25 @@ def initialise(model: Qwen3VLForConditionalGeneration, seed: int) -> None:
             elif "embed_tokens" in name:
                 draw(weight, 0.25)
             elif weight.ndim >= 2:
-                into_residual = name.endswith(
-                    ("attn.proj.weight", "linear_fc2.weight", "o_proj.weight", "down_proj.weight")
-                )
-                draw(weight, (0.5 if into_residual and "merger" not in name else 1.0) / math.sqrt(weight[0].numel()))
+                gentle = name.endswith(residual) and "merger" not in name
+                draw(weight, (0.5 if gentle else 1.0) / math.sqrt(weight[0].numel()))
         text = model.model.language_model
         heads, groups = text.config.num_attention_heads, text.config.num_key_value_heads
-        for layer in text.layers:
+        for number, layer in enumerate(text.layers):
             attention = layer.self_attn
             side = attention.head_dim
+            first = number == 0
+            turn = rotation(text.config.hidden_size) if first else torch.eye(text.config.hidden_size)
             for head in range(heads):
-                shared = slice(head * groups // heads * side, (head * groups // heads + 1) * side)
                 own = slice(head * side, (head + 1) * side)
+                group = head * groups // heads
+                shared = slice(group * side, (group + 1) * side)
                 query, output = attention.q_proj.weight[own], attention.o_proj.weight[:, own]
-                query.copy_(0.9 * attention.k_proj.weight[shared] + 0.44 * query)
-                output.copy_(0.5 * output + 0.5 * groups / heads * attention.v_proj.weight[shared].T)
+                if first:
+                    query.copy_(0.9 * attention.k_proj.weight[shared] @ turn + 0.44 * query)
+                output.copy_(0.5 * output + (attention.v_proj.weight[shared] @ turn).T)
+            if first:
+                attention.q_norm.weight.fill_(2.0)  # sharper: a few visual tokens among hundreds
         text.norm.weight.fill_(0.25)  # with embeddings this large, logits of deviation one
 
 
@@ -350,13 +370,13 @@ class Lessons:
         asked = self.encode(f"{opening}{question}<|im_end|>\n<|im_start|>assistant\n")
         return asked, self.encode(f"{said}<|im_end|>")
 
-    def batch(self, rooms: list[Room], rng: random.Random) -> dict[str, torch.Tensor]:
+    def batch(self, rooms: list[Room], count: int, rng: random.Random) -> dict[str, torch.Tensor]:
         """ids, labels (-100 where nothing is learnt), positions (3, ...), mask (rooms, 1, length, length)."""
         import torch
 
         rows = []
         for room in rooms:
-            drawn = rng.sample(room.questions, min(QUESTIONS_A_STEP, len(room.questions)))
+            drawn = rng.sample(room.questions, min(count, len(room.questions)))
             rows.append([self.branch(question, answer, rng) for question, answer in drawn])
         start = len(self.head)
         length = start + max(sum(len(asked) + len(said) for asked, said in row) for row in rows)
@@ -378,11 +398,10 @@ class Lessons:
         mask = own & torch.ones(length, length, dtype=torch.bool).tril()
         return {"ids": ids, "labels": labels, "positions": positions, "mask": mask[:, None]}
 
-    def loss(self, model: Any, rooms: list[Room], seen: tuple[Any, Any], rng: random.Random) -> torch.Tensor:
+    def loss(self, model: Any, batch: dict[str, torch.Tensor], seen: tuple[Any, Any]) -> torch.Tensor:
         """Mean cross-entropy of the answers' tokens."""
         from torch.nn import functional
 
-        batch = self.batch(rooms, rng)
         visual = batch["ids"] == self.image
         text = model.model.language_model
         embeddings = text.embed_tokens(batch["ids"])
@@ -408,6 +427,7 @@ class Captions:
         import torch
 
         self.embeddings = model.get_input_embeddings()
+        self.turn = rotation(self.embeddings.weight.shape[1]).T
         words = label_words()
         self.mean = torch.zeros(len(words), self.embeddings.weight.shape[0])
         for i, word in enumerate(words):
@@ -426,10 +446,28 @@ class Captions:
         from torch.nn import functional
 
         words = torch.from_numpy(np.concatenate([room.words for room in rooms])).flatten(0, 1).float()
-        named = functional.normalize(self.mean @ self.embeddings.weight, dim=-1)
+        named = functional.normalize(self.mean @ self.embeddings.weight @ self.turn, dim=-1)
         logits = functional.normalize(features, dim=-1) @ named.T * self.scale + self.bias
         each = functional.binary_cross_entropy_with_logits(logits, words, reduction="none")
         return (each * self.weights).mean() * words.shape[-1] / 4
+
+
+def lesson_plan(steps: int, frames: int) -> list[tuple[int, int, int]]:
+    """(rooms, pictures of a room, questions of a room) of each step."""
+    plan: list[tuple[int, int, int]] = []
+    until = 0.0
+    for share, rooms, shown, asked in LESSONS:
+        until += share
+        plan += [(rooms, min(shown or frames, frames), asked)] * (round(until * steps) - len(plan))
+    return plan
+
+
+def glance(room: Room, shown: int, rng: random.Random) -> Room:
+    """The room with `shown` of its pictures, in their order."""
+    if shown == len(room.pictures):
+        return room
+    kept = sorted(rng.sample(range(len(room.pictures)), shown))
+    return Room(room.pictures[kept], room.words[kept], room.questions)
 
 
 def pretrain(
@@ -453,11 +491,12 @@ def pretrain(
     import numpy as np
     import torch
 
-    rooms = look_at_rooms(min(ROOMS, ROOMS_A_STEP * steps), seed, frames, max_pixels)
+    rooms = look_at_rooms(min(ROOMS, 3 * steps), seed, frames, max_pixels)
     initialise(model, seed)
     height, width = rooms[0].pictures.shape[1:3]
     grid = (height // TOKEN_SIDE_PX, width // TOKEN_SIDE_PX)
-    lessons = Lessons(model, processor.tokenizer, frames, grid)
+    plan = lesson_plan(steps, frames)
+    lessons = {shown: Lessons(model, processor.tokenizer, shown, grid) for shown in {lesson[1] for lesson in plan}}
     captions = Captions(model, processor.tokenizer, rooms)
     matrices, others = [], []
     for name, weight in model.named_parameters():
@@ -476,11 +515,12 @@ def pretrain(
         cosine = 0.5 * (1 + math.cos(math.pi * step / steps))
         rate = LEARNING_RATE * min(1.0, (step + 1) / WARMUP_STEPS) * (0.03 + 0.97 * cosine)
         adam.param_groups[0]["lr"], adam.param_groups[1]["lr"] = rate, rate * 5
-        drawn = rng.sample(rooms, min(ROOMS_A_STEP, len(rooms)))
+        count, shown, asked = plan[step]
+        drawn = [glance(room, shown, rng) for room in rng.sample(rooms, min(count, len(rooms)))]
         seen = see(model.model.visual, np.concatenate([room.pictures for room in drawn]))
-        caption = captions.loss(seen[0], drawn)
-        looking = step < LOOKING_SHARE * steps
-        answer = torch.zeros(()) if looking else lessons.loss(model, drawn, seen, rng)
+        caption, answer = captions.loss(seen[0], drawn), torch.zeros(())
+        if asked:
+            answer = lessons[shown].loss(model, lessons[shown].batch(drawn, asked, rng), seen)
         model.zero_grad(set_to_none=True)
         adam.zero_grad(set_to_none=True)
         (caption + answer).backward()

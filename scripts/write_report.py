@@ -42,7 +42,9 @@ def embed_json(value: object) -> str:
 
 
 def duration(seconds: float) -> str:
-    """'0.4 s', '12 s', '3 min 05 s' or '2 h 07 min'."""
+    """'under 0.1 s', '0.4 s', '12 s', '3 min 05 s' or '2 h 07 min'."""
+    if seconds < 0.05:
+        return "under 0.1 s"
     if seconds < 9.95:
         return f"{seconds:.1f} s"
     whole = round(seconds)

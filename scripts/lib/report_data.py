@@ -66,6 +66,26 @@ RULES = [
     "write_model_card",
     "write_report",
 ]
+# what the page shows at once of results/adapter/guards.json and results/train_log/speed.json; the rest is folded
+GUARDS = {
+    "linear4bit": "layers held in 4 bits",
+    "linear_layers": "of linear layers to quantize",
+    "nested": "with double quantization",
+    "types": "4-bit type",
+    "adapters": "layers with an adapter",
+    "trained_parameters": "trained parameters",
+}
+SPEED = {
+    "device": "device",
+    "devices": "devices",
+    "seconds": "seconds",
+    "questions_per_s": "questions per second",
+    "samples_per_s": "samples per second",
+    "peak_gpu_mb": "GPU memory, MB",
+    "peak_rss_mb": "memory, MB",
+    "resumed_from_step": "resumed from step",
+}
+LONG_JOB_S = 1.0  # shorter jobs are folded
 LONGEST_ANSWER = 100_000  # characters of an answer that the page holds; the rest stays in results/predictions
 SHOWN_EPISODES = 200  # dropped episodes listed by name; the rest is counted
 
@@ -460,7 +480,7 @@ def timing(benchmarks: Path, logs: Path) -> dict:
     """Time and memory of each job.
 
     Returns:
-        {"rows": [{"rule", "job", "seconds", "peak_mb", "share"}], "seconds": sum, "peak_mb": largest}: share is of
+        {"rows": [{"rule", "job", "seconds", "peak_mb", "share", "long"}], "seconds": sum, "peak_mb": largest}: share is of
         the longest job, 0..100. Snakemake's benchmark of a job where there is one, else what its script told.
     """
     jobs: dict[tuple[str, str], dict] = {}
@@ -479,7 +499,13 @@ def timing(benchmarks: Path, logs: Path) -> dict:
     order = {rule: position for position, rule in enumerate(RULES)}
     longest = max((job["seconds"] or 0 for job in jobs.values()), default=0)
     rows = [
-        {"rule": rule, "job": job, **jobs[rule, job], "share": 100 * (jobs[rule, job]["seconds"] or 0) / (longest or 1)}
+        {
+            "rule": rule,
+            "job": job,
+            **jobs[rule, job],
+            "share": 100 * (jobs[rule, job]["seconds"] or 0) / (longest or 1),
+            "long": (jobs[rule, job]["seconds"] or 0) >= LONG_JOB_S,
+        }
         for rule, job in sorted(jobs, key=lambda name: (order.get(name[0], len(order)), name))
     ]
     return {
@@ -542,6 +568,17 @@ def facts_table(part: Mapping, skip: Iterable[str] = ()) -> list[tuple[str, str]
             value = f"{int(value):,}"
         rows.append((name.replace("_", " "), value if len(value) <= 200 else f"{value[:200]}…"))
     return rows
+
+
+def two_tables(part: Mapping, first: Mapping[str, str]) -> dict[str, list[tuple[str, str]]]:
+    """{"first": facts named in `first`, in its order and words, "rest": all others}; a 0 is no news and goes to rest."""
+    shown = {key: label for key, label in first.items() if part.get(key) not in (None, 0, 0.0, "", [])}
+    rows = []
+    for key, label in shown.items():
+        value = part[key]
+        told = ", ".join(map(str, value)) if isinstance(value, list) else facts_table({key: value})[0][1]
+        rows.append((label, told))
+    return {"first": rows, "rest": facts_table(part, shown)}
 
 
 # ------------------------------------------------------------------------------------------------ gallery
@@ -676,8 +713,8 @@ def gather(results: Path, base: Path, benchmarks: Path, logs: Path) -> dict:
         "base": base_summary(base_facts, config),
         "chart": loss_chart(curves, number(adapter.get("best_step"))),
         "training": facts_table(adapter, ("files", "base_sha256")),
-        "speed": facts_table(reader.mapping("train_log/speed.json", optional=True)),
-        "guards": facts_table(reader.mapping("adapter/guards.json", optional=not adapter)),
+        "speed": two_tables(reader.mapping("train_log/speed.json", optional=True), SPEED),
+        "guards": two_tables(reader.mapping("adapter/guards.json", optional=not adapter), GUARDS),
         "split": split_summary(split),
         "budget": budget_summary(reader.mapping("sft/token_budget.json")),
         "episodes": episodes_summary(episodes, context["gallery"]["questions"], index),

@@ -21,7 +21,13 @@ BENCHMARK = "s\th:m:s\tmax_rss\tmax_vms\tmax_uss\tmax_pss\tio_in\tio_out\tmean_l
 
 
 def make_results(
-    folder: Path, episodes: int = 16, test_episodes: int = 6, copies: int = 1, real: str = "", pictures: int = FRAMES
+    folder: Path,
+    episodes: int = 16,
+    test_episodes: int = 6,
+    copies: int = 1,
+    real: str = "",
+    pictures: int = FRAMES,
+    most: int | None = None,
 ) -> Path:
     """Fill `folder` with results/, models/, benchmarks/ and logs/.
 
@@ -30,6 +36,7 @@ def make_results(
         copies: how often each test episode's questions occur, under new ids and episodes, to make a large page.
         real: name of a test episode that is told to be real.
         pictures: frames rendered for each test episode; copies share them.
+        most: test questions kept.
     """
     plan = plan_episodes(episodes, 7)
     rows, owners = [], {}
@@ -61,7 +68,7 @@ def make_results(
     test_set = {*test_names, *owners}
     val_names = {one.history for one in plan[: max(1, episodes // 8)]}
     parts = {
-        "test": [row for row in rows if row["episode_history"] in test_set],
+        "test": [row for row in rows if row["episode_history"] in test_set][:most],
         "val": [row for row in rows if row["episode_history"] in val_names],
     }
     kept = {row["space"] for part in parts.values() for row in part}
@@ -183,7 +190,14 @@ def write_training(folder: Path) -> None:
             "parameters": 712480,
         },
     )
-    guards = {"linear4bit_text": 28, "linear4bit_vision": 14, "nested_statistics": 42, "trained_parameters": 51200}
+    guards = {
+        "linear4bit": 26,
+        "linear_layers": 26,
+        "linear8bit": 0,
+        "nested": 26,
+        "types": ["nf4"],
+        "trained_parameters": 53248,
+    }
     write_json(results / "adapter/guards.json", guards)
     write_manifest(
         results / "adapter", {"base_sha256": "0" * 64, "steps": 120, "best_step": 100, "epochs": 8.0, "samples": 28}
@@ -196,7 +210,14 @@ def write_training(folder: Path) -> None:
     write_json(results / "train_log/curves.json", {"train": train, "val": val})
     write_json(
         results / "train_log/speed.json",
-        {"samples_per_s": 3.1, "steps_per_s": 1.55, "device": "cpu", "peak_memory_mb": 1890},
+        {
+            "samples_per_s": 3.1,
+            "steps_per_s": 1.55,
+            "device": "cpu",
+            "peak_rss_mb": 1667,
+            "peak_gpu_mb": 0,
+            "versions": {"torch": "2.11.0"},
+        },
     )
     write_json(
         results / "sft/token_budget.json",

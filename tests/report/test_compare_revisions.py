@@ -59,7 +59,7 @@ def test_page_of_two_revisions_shows_answers_scores_and_recipe_of_both(repositor
     assert [row.split() for row in changed] == [["train.lora_rank", "8", "4"]]
     page.select_option("#f-change", "worse")
     page.wait_for_selector("#list .card:first-child .answers")
-    assert page.locator("#list .card:first-child .answer.right .words").inner_text() == WRONG
+    assert page.locator("#list .card:first-child .answer.right .words").text_content() == WRONG
     page.wait_for_selector("#list .card:first-child .frame img")
 
 

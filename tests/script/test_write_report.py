@@ -174,7 +174,14 @@ def test_embedded_json_has_no_sign_that_ends_a_script():
 
 @pytest.mark.parametrize(
     ("seconds", "words"),
-    [(0.04, "0.0 s"), (9.9, "9.9 s"), (9.96, "10 s"), (59.6, "1 min 00 s"), (185, "3 min 05 s"), (7620, "2 h 07 min")],
+    [
+        (0.04, "under 0.1 s"),
+        (9.9, "9.9 s"),
+        (9.96, "10 s"),
+        (59.6, "1 min 00 s"),
+        (185, "3 min 05 s"),
+        (7620, "2 h 07 min"),
+    ],
 )
 def test_durations_read_as_people_say_them(seconds, words):
     assert write_report.duration(seconds) == words
@@ -189,7 +196,9 @@ def test_benchmark_of_snakemake_and_facts_of_the_log_are_joined(tmp_path):
     )
     (tmp_path / "logs/split_questions.log").write_text("no facts {here}\n")
     found = report_data.timing(tmp_path / "benchmarks", tmp_path / "logs")
-    assert found["rows"] == [{"rule": "score", "job": "base", "seconds": 0.7, "peak_mb": 99, "share": 100}]
+    assert found["rows"] == [
+        {"rule": "score", "job": "base", "seconds": 0.7, "peak_mb": 99, "share": 100, "long": False}
+    ]
 
 
 def test_step_run_twice_after_a_resume_is_drawn_once():

@@ -516,31 +516,46 @@ def timing(benchmarks: Path, logs: Path) -> dict:
 
 
 def lineage_rows(lineage: Mapping) -> list[dict]:
-    """Artifact, the job that made it, what that used: from W3C PROV JSON.
+    """Artifact, the rule that made it, at which commit, from which data: from W3C PROV JSON.
 
     Returns:
-        [{"artifact", "sha256", "made_by", "used": [...]}] sorted by artifact.
+        [{"artifact", "sha256", "made_by", "commit", "used": [...]}] sorted by artifact; scripts and lock files, which
+        every job uses, are not listed: the commit stands for them.
     """
-    made_by: dict[str, str] = {}
-    used: dict[str, list[str]] = {}
-    for relation in mapping(lineage.get("wasGeneratedBy")).values():
-        for one in listing(relation) or [relation]:
-            one = mapping(one)
-            made_by[text(one.get("prov:entity"))] = text(one.get("prov:activity"))
-    for relation in mapping(lineage.get("used")).values():
-        for one in listing(relation) or [relation]:
-            one = mapping(one)
-            used.setdefault(text(one.get("prov:activity")), []).append(text(one.get("prov:entity")))
+    made_by, used = {}, {}
+    for one in _relations(lineage.get("wasGeneratedBy")):
+        made_by[text(one.get("prov:entity"))] = text(one.get("prov:activity"))
+    for one in _relations(lineage.get("used")):
+        used.setdefault(text(one.get("prov:activity")), set()).add(short_name(text(one.get("prov:entity"))))
+    jobs = mapping(lineage.get("activity"))
     rows = []
     for name, facts in mapping(lineage.get("entity")).items():
         activity = made_by.get(name, "")
         if activity:
+            job = mapping(jobs.get(activity))
             digest = next((text(v) for k, v in mapping(facts).items() if k.lower().endswith("sha256")), "")
-            sources = sorted({short_name(item) for item in used.get(activity, []) if item})
             rows.append(
-                {"artifact": short_name(name), "sha256": digest, "made_by": short_name(activity), "used": sources}
+                {
+                    "artifact": short_name(name),
+                    "sha256": digest,
+                    "made_by": text(job.get("eqa:rule")) or short_name(activity),
+                    "commit": text(job.get("eqa:gitCommit")),
+                    "used": sorted(
+                        u
+                        for u in used.get(activity, ())
+                        if u and not u.startswith("scripts/") and not u.endswith(".lock")
+                    ),
+                }
             )
     return sorted(rows, key=lambda row: row["artifact"])
+
+
+def _relations(part: object) -> list[dict]:
+    """The relations of one kind; PROV JSON allows a list under one name."""
+    found = []
+    for one in mapping(part).values():
+        found += [item for item in (one if isinstance(one, list) else [one]) if isinstance(item, dict)]
+    return found
 
 
 def short_name(name: str) -> str:

@@ -21,6 +21,7 @@ from scripts.lib.chat_client import ChatClient, Decoding, sample_message
 from scripts.lib.files import read_json, write_json, write_manifest
 from scripts.lib.ollama_folder import mend_for_ollama
 from scripts.lib.targets import has_cuda
+from scripts.lib.tokens import image_tokens, read_processor_limits
 from tests.lib import serving_data
 from tests.lib.project import ROOT
 
@@ -76,7 +77,9 @@ def test_offline_bench_fills_its_table(model, results, monkeypatch):
         assert 0 < row["time_to_first_token_s"]["p50"] <= row["latency_s"]["p50"] <= row["latency_s"]["p95"]
         assert row["requests_per_s"] > 0
     one, eight = record["runs"][0], record["runs"][2]
-    assert eight["prompt_tokens_mean"] - one["prompt_tokens_mean"] == 7 * 26
+    limits = read_processor_limits(model.parent)
+    picture = image_tokens(192, 128, limits.max_pixels, limits.min_pixels, limits.min_pixels, limits.max_pixels)
+    assert eight["prompt_tokens_mean"] - one["prompt_tokens_mean"] == 7 * picture
     assert record["memory_mb"]["highest"] >= record["memory_mb"]["loaded"] > record["memory_mb"]["before"]
 
 
@@ -125,7 +128,7 @@ def test_most_answers_are_those_of_transformers(model, results, served):
     ]
     write_json(results / "requests.json", requests)
     paths = ["--requests", str(results / "requests.json"), "--output", str(results / "answers.json")]
-    done = run_module("tests.lib.serving_reference", "--model", str(model.parent), *paths)
+    done = run_module("tests.lib.serving_reference", "--model", str(model.parent), "--device", "cuda", *paths)
     assert done.returncode == 0, done.stderr
     wanted = [row["answer"].strip() for row in read_json(results / "answers.json")]
     same = sum(a.strip() == b for a, b in zip(served["answers"], wanted, strict=True))

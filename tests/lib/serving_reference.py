@@ -24,7 +24,7 @@ def answer(model, processor, request: dict) -> dict:
         tokenize=True,
         return_dict=True,
         return_tensors="pt",
-    )
+    ).to(model.device)
     length = inputs["input_ids"].shape[1]
     with torch.inference_mode():
         out = model.generate(
@@ -47,12 +47,13 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     for name in ("model", "requests", "output"):
         parser.add_argument(f"--{name}", required=True, type=Path)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     args = parser.parse_args()
     import torch
     from transformers import AutoProcessor, Qwen3VLForConditionalGeneration
 
     torch.set_num_threads(1)
-    model = Qwen3VLForConditionalGeneration.from_pretrained(args.model, dtype=torch.float32).eval()
+    model = Qwen3VLForConditionalGeneration.from_pretrained(args.model, dtype=torch.float32).eval().to(args.device)
     processor = AutoProcessor.from_pretrained(args.model)
     rows = [answer(model, processor, request) for request in json.loads(args.requests.read_text())]
     args.output.write_text(json.dumps(rows))

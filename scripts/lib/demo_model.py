@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 FIRST_SEED = 1_000_000_000  # rooms of the demo itself have seeds far below
 CORPUS_ROOMS = 48  # enough for every word that the questions can hold
-QUESTIONS_A_ROOM = 40  # nearly all that can be asked
+QUESTIONS_A_ROOM = 60  # all that can be asked of most rooms
 RENDER_PX = (320, 240)  # shape of the demo's own frames
 LEAST_AREA = 0.08  # of a visual token's square; less is not worth a word
 

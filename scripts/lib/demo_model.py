@@ -52,6 +52,7 @@ OPENINGS = (
     "Please answer. ",
     "These pictures show a room.\nQuestion: ",
 )
+NAMING = "What is the {} called?"  # a reading lesson: the answer stands in the question
 SHORT_OPENING = "In short: "
 
 
@@ -74,7 +75,7 @@ def corpus(prompt: str) -> list[str]:
             answers = [row["answer"], *row.get("extra_answers", [])]
             texts += [row["question"], *answers, *(f" {answer}" for answer in answers), sentence(**row)]
     texts += [f" {word}" for word in label_words()] * 2
-    texts += [*OPENINGS, SHORT_OPENING] * CORPUS_ROOMS
+    texts += [*OPENINGS, SHORT_OPENING, NAMING] * CORPUS_ROOMS
     return texts
 
 
@@ -96,6 +97,19 @@ def sentence(question: str, answer: str, **_: Any) -> str:
         verb, what = match.groups()
         return f"The {what} {verb} {answer}."
     return f"It is {answer}."
+
+
+def weight(question: str) -> int:
+    """How often a question is drawn: what a glance answers leads, since look-ups are learnt on it; sides are noise."""
+    if any(words in question for words in ("walls", "kind of room", "floor made of", "day or night")):
+        return 6
+    if any(words in question for words in ("on or off", "open or closed", "What shape")):
+        return 5
+    if "What color" in question:
+        return 3
+    if question.endswith("called?"):
+        return 2
+    return 0 if any(words in question for words in ("left", "right", "across")) else 1
 
 
 # ------------------------------------------------------------------------------------------------ rooms
@@ -171,7 +185,9 @@ def look_at_room(seed: int, frames: int, max_pixels: int) -> Room:
             words[np.ix_([frame], area >= LEAST_AREA, [index[word] for word in told[name]])] = True
     # what things are for is left to the fine-tuning
     rows_ = make_questions(scene, QUESTIONS_A_ROOM, random.Random(seed), general=False)
-    return Room(np.stack(pictures), words, tuple((row["question"], row["answer"]) for row in rows_))
+    asked = [(row["question"], row["answer"]) for row in rows_]
+    shown = sorted({thing.name for thing in scene.things if thing.wall != -2})
+    return Room(np.stack(pictures), words, (*asked, *((NAMING.format(name), name) for name in shown)))
 
 
 def _look(task: tuple[int, int, int]) -> Room:
@@ -208,8 +224,9 @@ def initialise(model: Qwen3VLForConditionalGeneration, seed: int) -> None:
     """Draw all weights anew so that a short training suffices.
 
     Deviations follow the number of inputs, since transformers' 0.02 is made for wide models. Attention starts out
-    mimetic: outputs like transposed values, so that what is attended to is copied, and in the first layer queries like
-    keys of the rotated words, so that a word of the question finds the visual tokens that show it.
+    mimetic: outputs like transposed values, so that what is attended to is copied; in the first layer queries like
+    keys of the rotated words, so that a word of the question finds the visual tokens that show it; in the others
+    queries and keys share what all words have in common, so that text attends to text among many more visual tokens.
 
     Source:
         Trockman and Kolter, Mimetic Initialization of Self-Attention Layers, 2023.
@@ -233,6 +250,8 @@ def initialise(model: Qwen3VLForConditionalGeneration, seed: int) -> None:
                 draw(weight, (0.5 if gentle else 1.0) / math.sqrt(weight[0].numel()))
         text = model.model.language_model
         heads, groups = text.config.num_attention_heads, text.config.num_key_value_heads
+        common = torch.nn.functional.normalize(torch.randn(text.config.hidden_size, generator=generator), dim=0)
+        text.embed_tokens.weight.add_(2.0 * common)
         for number, layer in enumerate(text.layers):
             attention = layer.self_attn
             side = attention.head_dim
@@ -246,6 +265,12 @@ def initialise(model: Qwen3VLForConditionalGeneration, seed: int) -> None:
                 if first:
                     query.copy_(0.9 * attention.k_proj.weight[shared] @ turn + 0.44 * query)
                 output.copy_(0.5 * output + (attention.v_proj.weight[shared] @ turn).T)
+            for group in range(0 if first else groups):
+                direction = torch.nn.functional.normalize(torch.randn(side, generator=generator), dim=0)
+                pull = 1.1 * torch.outer(direction, common)
+                attention.k_proj.weight[group * side : (group + 1) * side] += pull
+                for head in range(group * heads // groups, (group + 1) * heads // groups):
+                    attention.q_proj.weight[head * side : (head + 1) * side] += pull
             if first:
                 attention.q_norm.weight.fill_(2.0)  # sharper: a few visual tokens among hundreds
         text.norm.weight.fill_(0.25)  # with embeddings this large, logits of deviation one
@@ -376,7 +401,8 @@ class Lessons:
 
         rows = []
         for room in rooms:
-            drawn = rng.sample(room.questions, min(count, len(room.questions)))
+            weights = [weight(question) for question, _ in room.questions]
+            drawn = rng.sample(room.questions, min(count, sum(weights)), counts=weights)
             rows.append([self.branch(question, answer, rng) for question, answer in drawn])
         start = len(self.head)
         length = start + max(sum(len(asked) + len(said) for asked, said in row) for row in rows)

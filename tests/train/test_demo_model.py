@@ -193,7 +193,8 @@ def test_branches_see_the_pictures_and_nothing_of_each_other(model, processor, r
         images = processor.image_processor([Image.fromarray(p) for p in room.pictures], return_tensors="pt")
         rng = random.Random(5)
         summed, count = 0.0, 0
-        for question, answer in rng.sample(room.questions, 4):
+        weights = [demo_model.weight(question) for question, _ in room.questions]
+        for question, answer in rng.sample(room.questions, 4, counts=weights):
             asked, said = lessons.branch(question, answer, rng)
             ids = torch.tensor([lessons.head.tolist() + asked + said])
             kinds = (ids == lessons.image).int()

@@ -49,7 +49,7 @@ def test_every_model_answers_the_three_real_questions(clip_run):
 def test_report_tells_real_from_rendered_episodes(clip_run):
     page = (clip_run / "results/report/index.html").read_text()
     assert "real" in page.lower()
-    assert "rendered" in page.lower()
+    assert "drawn" in page.lower()
     assert "How many chairs are around the dining table?" in page
 
 

@@ -37,7 +37,9 @@ def read_json(path: Path, what: str = "file") -> object:
     except UnicodeDecodeError as error:
         raise EqaError(f"{path}: this {what} is not UTF-8 (byte {error.start}); save it as UTF-8 JSON") from None
     except json.JSONDecodeError as error:
-        raise EqaError(f"{path}: this {what} is not JSON (line {error.lineno}: {error.msg}); mend or fetch it again") from None
+        raise EqaError(
+            f"{path}: this {what} is not JSON (line {error.lineno}: {error.msg}); mend or fetch it again"
+        ) from None
     except RecursionError:
         raise EqaError(f"{path}: this {what} is nested too deeply to be read; mend or fetch it again") from None
 
@@ -120,7 +122,9 @@ def read_jsonl(path: Path, what: str = "file") -> list[dict]:
                 try:
                     row = json.loads(line.decode("utf-8"))
                 except (json.JSONDecodeError, UnicodeDecodeError, RecursionError):
-                    raise EqaError(f"{path}: line {number} of this {what} is not JSON; remove it or make the file again") from None
+                    raise EqaError(
+                        f"{path}: line {number} of this {what} is not JSON; remove it or make the file again"
+                    ) from None
                 if not isinstance(row, dict):
                     raise EqaError(f"{path}: line {number} of this {what} is no JSON object; make the file again")
                 rows.append(row)
@@ -192,7 +196,9 @@ def check_manifest(path: Path, deep: bool = True) -> dict:
     for name, record in manifest.get("files", {}).items():
         file = safe_join(path.parent, name)
         if not file.is_file():
-            raise EqaError(f"{file}: listed in {path} but missing; `dvc checkout` or `snakemake --force {path}` brings it back")
+            raise EqaError(
+                f"{file}: listed in {path} but missing; `dvc checkout` or `snakemake --force {path}` brings it back"
+            )
         if file.stat().st_size != record["size"] or (deep and sha256_file(file) != record["sha256"]):
             raise EqaError(f"{file}: differs from {path}; `dvc checkout` or `snakemake --force {path}` makes it right")
     return manifest

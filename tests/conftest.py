@@ -39,7 +39,7 @@ def finished_demo() -> Path:
         project.make_clone(folder)
         run = project.call(folder, "snakemake", "--cores", "8")
         (folder / ".git/first_run.txt").write_text(run.stdout + run.stderr)
-        status = project.call(folder, "git", "status", "--porcelain").stdout
+        status = project.call(folder, "git", "status", "--porcelain", "-uall").stdout
         (folder / ".git/status_after_run.txt").write_text(status)
         project.call(folder, "git", "add", "-A")
         project.call(folder, "git", "commit", "-q", "--allow-empty", "-m", "demo")

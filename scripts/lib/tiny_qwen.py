@@ -316,6 +316,8 @@ def save_base(
     repository has and transformers 4, llama.cpp and Ollama read.
     """
     model.save_pretrained(folder, max_shard_size=max_shard)
+    for file in sorted(folder.glob("*.safetensors")):  # written for the owner alone; servers run as others
+        file.chmod((folder / "config.json").stat().st_mode)
     processor.save_pretrained(folder)
     processor.image_processor.save_pretrained(folder)
     video = processor.video_processor.to_dict()

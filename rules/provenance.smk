@@ -44,6 +44,17 @@ def finish_run(success):
         provenance.export(PROVENANCE_POLICY, alive, success)
         if success:
             commits, why_not = versions.dvc_commits()
+            missing = [
+                str(file)
+                for file in workflow.get_rule("all").input
+                if not os.path.exists(str(file))
+            ]
+            if commits and missing:
+                # a single target of a fresh clone: DVC's one stage has all outputs or none
+                commits, why_not = False, (
+                    f"{missing[0]} and {len(missing) - 1} more results are still to be made: "
+                    "DVC takes all results after the first whole run"
+                )
             if commits:
                 versions.commit_results(PROVENANCE_POLICY)
             elif why_not:

@@ -62,6 +62,7 @@ rule write_plots:
         lock="uv.lock",
         curves="results/train_log/curves.json",
         scores=expand("results/metrics/{model}.json", model=["base", "tuned"]),
+        rows=expand("results/metrics/{model}.questions.jsonl", model=["base", "tuned"]),
     output:
         report(
             "results/plots/train_loss.csv",
@@ -87,12 +88,25 @@ rule write_plots:
             category="Scores",
             labels={"model": "tuned", "what": "categories, table"},
         ),
+        report(
+            "results/plots/base_questions.csv",
+            caption="../report/plots.rst",
+            category="Scores",
+            labels={"model": "base", "what": "questions, table"},
+        ),
+        report(
+            "results/plots/tuned_questions.csv",
+            caption="../report/plots.rst",
+            category="Scores",
+            labels={"model": "tuned", "what": "questions, table"},
+        ),
     log:
         "logs/write_plots.log",
     shell:
         """
         uv run --frozen --no-sync python -m scripts.write_plots \
-            --curves {input.curves:q} --scores {input.scores:q} --output-dir results/plots >{log:q} 2>&1
+            --curves {input.curves:q} --scores {input.scores:q} \
+            --rows {input.rows:q} --output-dir results/plots >{log:q} 2>&1
         """
 
 
@@ -178,7 +192,14 @@ ARTIFACTS = [
     "results/model_card.md",
     expand(
         "results/plots/{name}.csv",
-        name=["train_loss", "val_loss", "base_categories", "tuned_categories"],
+        name=[
+            "train_loss",
+            "val_loss",
+            "base_categories",
+            "tuned_categories",
+            "base_questions",
+            "tuned_questions",
+        ],
     ),
     "results/report/index.html",
 ]

@@ -27,3 +27,17 @@ def test_other_file_is_refused_by_name(tmp_path, capsys):
     assert main([*arguments, "--output-dir", f"{tmp_path}/plots"]) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert "tuned.json: not what its rule writes" in line
+
+
+def test_scores_of_each_question_become_a_table(tmp_path):
+    (tmp_path / "curves.json").write_text('{"train": [], "val": []}')
+    (tmp_path / "tuned.json").write_text('{"by_category": {}}')
+    row = {"category": "c", "exact_match": 100.0, "f1": 50.0, "rougeL": 25.0, "question": "?"}
+    rows = [{**row, "question_id": key} for key in ("q2", "q1")]
+    (tmp_path / "tuned.questions.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    words = ["--curves", f"{tmp_path}/curves.json", "--scores", f"{tmp_path}/tuned.json"]
+    words += ["--rows", f"{tmp_path}/tuned.questions.jsonl", "--output-dir", f"{tmp_path}/plots"]
+    assert main(words) == 0
+    assert (tmp_path / "plots/tuned_questions.csv").read_text() == (
+        "question_id,category,exact_match,f1,rougeL\nq1,c,100.0,50.0,25.0\nq2,c,100.0,50.0,25.0\n"
+    )

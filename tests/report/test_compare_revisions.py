@@ -39,7 +39,7 @@ def repository(results_folder, tmp_path_factory) -> Path:
     score_model(folder, "tuned")
     compare(folder)
     config = read_json(folder / "results/config.json")
-    config["train"]["lora_rank"] = 4
+    config["train"]["lora_rank"] += 4
     write_json(folder / "results/config.json", config)
     store(folder, "two")
     return folder
@@ -55,8 +55,9 @@ def test_page_of_two_revisions_shows_answers_scores_and_recipe_of_both(repositor
     assert call(repository, "git", "status", "--porcelain").stdout == before
     page = open_page(tmp_path / "compare.html")
     assert page.inner_text("h1").startswith("HEAD is worse than HEAD~1 by")
+    rank = read_json(repository / "results/config.json")["train"]["lora_rank"]
     changed = page.locator("#recipe table tbody tr").all_inner_texts()
-    assert [row.split() for row in changed] == [["train.lora_rank", "8", "4"]]
+    assert [row.split() for row in changed] == [["train.lora_rank", str(rank - 4), str(rank)]]
     page.select_option("#f-change", "worse")
     page.wait_for_selector("#list .card:first-child .answers")
     assert page.locator("#list .card:first-child .answer.right .words").text_content() == WRONG

@@ -56,17 +56,19 @@ def commit_results(policy: Policy) -> None:
         command = [sys.executable, "-m", "scripts.lib.dvc_commit_present", *absent]
     for attempt in range(LOCK_TRIES):
         done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
-        if done.returncode == 0:
+        errors = [line for line in (done.stderr + done.stdout).splitlines() if line.startswith("ERROR")]
+        # DVC 3.67.1 ends with 0 after a full disk, saying so for each file that it could not store
+        if done.returncode == 0 and not errors:
             PENDING.unlink(missing_ok=True)
             return
         said = (done.stderr or done.stdout).strip()
         if "lock" not in said.lower() or attempt == LOCK_TRIES - 1:
             break
         time.sleep(LOCK_WAIT_S)
-    errors = [line for line in said.splitlines() if line.startswith("ERROR")]
-    line = " ".join(" ".join(errors or [said]).split())[-400:]
+    line = " ".join((errors or [said])[0].split())[:400]
+    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
     raise EqaError(
-        f"dvc commit failed: {line}; the results are in place: mend that, then `dvc commit -f` or `snakemake`"
+        f"dvc commit failed: {line}{more}; the results are in place: mend that, then `dvc commit -f` or `snakemake`"
     )
 
 

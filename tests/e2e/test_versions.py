@@ -6,6 +6,7 @@ that take no time. The last part repeats it on the finished demo.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -448,6 +449,74 @@ def test_cache_that_cannot_be_written_is_an_error_of_the_run(mini):
     (mini / ".dvc/kept").rename(cache)
     snakemake(mini)
     assert "up to date" in call(mini, "dvc", "status").stdout
+
+
+def _children_named(words: str, cwd: Path) -> list[int]:
+    """Processes in `cwd` whose command line holds `words`."""
+    found = []
+    for process in Path("/proc").iterdir():
+        try:
+            if process.name.isdigit() and os.readlink(process / "cwd") == str(cwd.resolve()):
+                line = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                if words in line:
+                    found.append(int(process.name))
+        except OSError:
+            continue  # it has ended
+    return found
+
+
+@pytest.mark.parametrize("delay_s", [0.0, 0.15, 0.3, 0.45, 0.6])
+def test_kill_during_dvc_commit_is_made_up_for(mini, delay_s):
+    """At several moments of the command: while it starts, among its files, over its lock."""
+    edit(mini / "config/config.yaml", "learning_rate: 0.1", "learning_rate: 0.4")
+    before = cache_hashes(mini)
+    run = subprocess.Popen(
+        ["snakemake", "--cores", "2"],
+        cwd=mini,
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    while run.poll() is None and not _children_named("dvc commit", mini):
+        time.sleep(0.005)
+    assert run.poll() is None, "the run ended before its dvc commit was seen"
+    time.sleep(delay_s)
+    os.killpg(run.pid, signal.SIGKILL)
+    run.wait()
+    snakemake(mini, "--unlock")
+    snakemake(mini)
+    assert "up to date" in call(mini, "dvc", "status").stdout
+    assert plan(mini) == []
+    after = cache_hashes(mini)
+    assert {name: after.get(name) for name in before} == before, "nothing that was committed is lost or changed"
+
+
+def test_full_disk_under_the_cache_is_an_error_that_the_next_run_mends(mini, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)], capture_output=True, text=True
+    )
+    if mounted.returncode:
+        pytest.skip(f"no small disk can be mounted here: {mounted.stderr.strip()}")
+    try:
+        (disk / "cache").mkdir()
+        with contextlib.suppress(OSError), (disk / "filler").open("wb") as file:
+            while True:
+                file.write(b"x" * 1024)
+                file.flush()
+        call(mini, "dvc", "cache", "dir", "--local", str(disk / "cache"))
+        edit(mini / "config/config.yaml", "learning_rate: 0.1", "learning_rate: 0.4")
+        done = snakemake(mini, check=False)
+        assert done.returncode == 1
+        assert "dvc commit failed" in done.stdout + done.stderr
+        call(mini, "dvc", "config", "--local", "--unset", "cache.dir")
+        snakemake(mini)
+        assert "up to date" in call(mini, "dvc", "status").stdout
+        assert plan(mini) == []
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
 
 
 def test_full_disk_during_export_leaves_the_old_lock_whole(mini, tmp_path):

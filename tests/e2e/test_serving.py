@@ -226,12 +226,29 @@ def test_llama_cpp_agrees_with_transformers(server, requests, reference, number)
     reply, wanted = completion(server, requests[number]), reference[number]
     choice = reply["choices"][0]
     assert reply["usage"]["prompt_tokens"] == wanted["prompt_tokens"]
-    assert choice["message"]["content"] == wanted["answer"]
+    said = [row["id"] for row in choice["logprobs"]["content"]]
+    if said != wanted["tokens"][: len(said)]:
+        # half precision may turn a near tie, and what follows is another text: equal up to there, and a tie it must be
+        at = next(i for i, (one, other) in enumerate(zip(said, wanted["tokens"], strict=False)) if one != other)
+        assert wanted["leads"][at] < TOLERANCE, (
+            at,
+            wanted["leads"][at],
+            choice["message"]["content"],
+            wanted["answer"],
+        )
     first = {row["id"]: row["logprob"] for row in choice["logprobs"]["content"][0]["top_logprobs"]}
     expected = {int(token): value for token, value in wanted["first"].items()}
     common = set(first) & set(expected)
     assert len(common) >= 18  # ranks at the edge may swap
     assert max(abs(first[token] - expected[token]) for token in common) < TOLERANCE
+
+
+def test_most_answers_are_equal_to_the_last_token(server, requests, reference):
+    pairs = zip(requests[:4], reference[:4], strict=True)
+    equal = [
+        completion(server, request)["choices"][0]["message"]["content"] == wanted["answer"] for request, wanted in pairs
+    ]
+    assert sum(equal) >= 3, equal
 
 
 def test_the_comparison_would_see_swapped_pictures(reference):

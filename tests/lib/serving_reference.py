@@ -2,7 +2,8 @@
 python -m tests.lib.serving_reference --model FOLDER --requests R.json --output O.json
 
 R.json: [{"text", "images": [path...], "max_new_tokens"}].
-O.json: [{"answer", "prompt_tokens", "first": {token: log-probability of the 20 best first tokens}}].
+O.json: [{"answer", "prompt_tokens", "first": {token: log-probability of the 20 best first tokens}, "tokens": [id...],
+"leads": [log-probability of each chosen token over the second best]}].
 """
 
 from __future__ import annotations
@@ -36,7 +37,10 @@ def answer(model, processor, request: dict) -> dict:
         )
     best = out.logits[0][0].float().log_softmax(-1).topk(20)
     tokenizer = processor.tokenizer
+    leads = [row[0].float().log_softmax(-1).topk(2).values for row in out.logits]
     return {
+        "tokens": out.sequences[0, length:].tolist(),
+        "leads": [float(two[0] - two[1]) for two in leads],
         "answer": tokenizer.decode(out.sequences[0, length:], skip_special_tokens=True),
         "prompt_tokens": length,
         "first": {int(i): float(v) for i, v in zip(best.indices, best.values, strict=True)},

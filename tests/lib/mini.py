@@ -65,11 +65,14 @@ def edit(path: Path, old: str, new: str) -> None:
 
 
 def cache_hashes(folder: Path) -> dict[str, str]:
-    """md5 that each file of a DVC cache or remote really has, by the md5 that its name says."""
+    """md5 that each file of a DVC cache or remote really has, by the md5 that its name says.
+
+    What a killed transfer leaves lies beside the objects under a hidden name of its own, and is none.
+    """
     import hashlib
 
     found = {}
     for path in sorted(folder.rglob("files/md5/*/*")):
-        if path.is_file():
+        if path.is_file() and not (path.name.startswith(".") and path.name.endswith(".tmp")):
             found[path.parent.name + path.name.removesuffix(".dir")] = hashlib.md5(path.read_bytes()).hexdigest()
     return found

@@ -28,13 +28,21 @@ def code_files(module: str, root: Path) -> tuple[str, ...]:
         if file is None or file.relative_to(root).as_posix() in found:
             continue
         found.add(file.relative_to(root).as_posix())
-        for node in ast.walk(ast.parse(file.read_bytes())):
-            if isinstance(node, ast.Import):
-                waiting += [alias.name for alias in node.names if alias.name.startswith("scripts")]
-            elif isinstance(node, ast.ImportFrom) and node.level == 0 and (node.module or "").startswith("scripts"):
-                waiting.append(node.module)
-                waiting += [f"{node.module}.{alias.name}" for alias in node.names]
+        waiting += _project_imports(file)
     return tuple(sorted(found))
+
+
+@functools.cache
+def _project_imports(file: Path) -> tuple[str, ...]:
+    """Dotted names under `scripts` that a file imports. Read once a process: most modules belong to many rules."""
+    names: list[str] = []
+    for node in ast.walk(ast.parse(file.read_bytes())):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names if alias.name.startswith("scripts")]
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and (node.module or "").startswith("scripts"):
+            names.append(node.module)
+            names += [f"{node.module}.{alias.name}" for alias in node.names]
+    return tuple(names)
 
 
 def _file_of(name: str, root: Path) -> Path | None:

@@ -9,7 +9,6 @@ them. Nothing under results/ is touched: what Snakemake made and what was brough
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -19,10 +18,10 @@ from scripts.lib.cli import entry, path_argument
 from scripts.lib.config import load_yaml
 from scripts.lib.errors import EqaError
 from scripts.lib.files import atomic_folder, read_json, read_jsonl, sha256_file, write_jsonl, write_manifest, write_text
+from scripts.lib.safetensors_heads import read_head
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 KEPT_FILES = (*ADAPTER_FILES, "training_args.yaml", "trainer_state.json", "train_results.json", "README.md")
-MAX_HEADER = 100_000_000  # bytes; the format's own limit
 LORA_A = re.compile(r"\.lora_A\.(?:\w+\.)?weight$")
 
 
@@ -32,19 +31,9 @@ def tensor_shapes(path: Path) -> dict[str, list[int]]:
     Raises:
         EqaError: no safetensors file, or one cut short.
     """
-    size = path.stat().st_size
     try:
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if not 2 <= length <= min(MAX_HEADER, size - 8):
-                raise ValueError("its header is longer than the file")
-            header = json.loads(file.read(length))
-        tensors = {name: facts for name, facts in header.items() if name != "__metadata__"}
-        end = max((facts["data_offsets"][1] for facts in tensors.values()), default=0)
-        if end != size - 8 - length:
-            raise ValueError(f"its tensors want {end} bytes, {size - 8 - length} are there")
-        return {name: facts["shape"] for name, facts in tensors.items()}
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
+        return {name: list(shape) for name, shape in read_head(path).items()}
+    except ValueError as error:
         raise EqaError(f"{path}: no whole safetensors file ({error}); copy it again") from None
 
 

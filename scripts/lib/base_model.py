@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
@@ -14,6 +13,7 @@ from urllib.parse import quote
 
 from scripts.lib.errors import EqaError
 from scripts.lib.files import read_json, sha256_file
+from scripts.lib.safetensors_heads import read_head
 
 ARCHITECTURE = "Qwen3VLForConditionalGeneration"
 STAGE = ".download"  # beside the base model's folder: what arrived of a download stays there
@@ -23,7 +23,6 @@ WANTED = re.compile(
 OWN_NAMES = frozenset({"manifest.json"})
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 NEEDED = ("config.json", "tokenizer.json")
-MOST_HEADER_BYTES = 100_000_000  # the safetensors library's own limit
 DEFAULT_REVISION = {"huggingface": "main", "modelscope": "master", "local": ""}
 
 
@@ -59,25 +58,11 @@ def safetensors_parameters(file: Path) -> int:
 
     Raises:
         EqaError: the head is no safetensors head, or the file is shorter or longer than it says.
-    Source:
-        The safetensors format: uint64 little endian n, n bytes of JSON, then the data.
     """
-    size = file.stat().st_size
-    fault = EqaError(f"{file}: not a whole safetensors file; fetch it again")
-    with file.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        if size < 8 or length > min(size - 8, MOST_HEADER_BYTES):
-            raise fault
-        try:
-            head = json.loads(stream.read(length).decode("utf-8"))
-            tensors = [record for name, record in head.items() if name != "__metadata__"]
-            end = max((record["data_offsets"][1] for record in tensors), default=0)
-            count = sum(math.prod(record["shape"]) for record in tensors)
-        except (ValueError, AttributeError, KeyError, TypeError, IndexError, RecursionError):
-            raise fault from None
-    if end != size - 8 - length:
-        raise fault
-    return count
+    try:
+        return sum(math.prod(shape) for shape in read_head(file).values())
+    except ValueError:
+        raise EqaError(f"{file}: not a whole safetensors file; fetch it again") from None
 
 
 def check_model_folder(folder: Path) -> int:

@@ -8,19 +8,17 @@ text_config.rope_theta and text_config.rope_scaling. LMDeploy 0.18 reads torch_d
 from __future__ import annotations
 
 import hashlib
-import json
-import struct
 from pathlib import Path
 
 from scripts.lib.errors import EqaError
 from scripts.lib.files import read_json, write_json
+from scripts.lib.safetensors_heads import CutShort, read_head
 
 ARCHITECTURE = "Qwen3VLForConditionalGeneration"
 MIN_VERSION = (0, 12, 7)  # first Ollama with convert_qwen3vl.go; renderer and parser exist since 0.12.6
 MIN_VERSION_GGUF = (0, 30, 0)  # first Ollama that takes a language model and a projector as two GGUF files
 # sha256 of the Split regex that Ollama knows as Qwen2's pre-tokenizer (convert/tokenizer.go)
 QWEN2_SPLIT_SHA256 = "1ff7f41064896984db5d1bb6ff64fa4bc29007d08c1b439e505b7392777a319e"
-_HEADER_LIMIT = 100_000_000  # safetensors' own limit for its JSON header. Unit: bytes
 
 
 def mend_for_ollama(folder: Path) -> list[str]:
@@ -202,27 +200,12 @@ def safetensors_names(path: Path) -> list[str]:
     Raises:
         EqaError: no safetensors file, or cut short.
     """
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        start = file.read(8)
-        length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
-        if not 2 <= length <= min(size, _HEADER_LIMIT):
-            raise EqaError(
-                f"{path}: no safetensors file (header of {length} bytes in {size}); `dvc checkout` or merge again"
-            )
-        try:
-            header = json.loads(file.read(length))
-            ends = {name: tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"}
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            raise EqaError(
-                f"{path}: no safetensors file (its header is garbled); `dvc checkout` or merge again"
-            ) from None
-    wanted = 8 + length + max(ends.values(), default=0)
-    if size != wanted:
-        raise EqaError(
-            f"{path}: {size} bytes, its header says {wanted}; it is cut short: `dvc checkout` or merge again"
-        )
-    return sorted(ends)
+    try:
+        return sorted(read_head(path))
+    except CutShort as error:
+        raise EqaError(f"{path}: {error}; it is cut short: `dvc checkout` or merge again") from None
+    except ValueError as error:
+        raise EqaError(f"{path}: no safetensors file ({error}); `dvc checkout` or merge again") from None
 
 
 def _object(path: Path, what: str) -> dict:

@@ -6,26 +6,12 @@ By path, without a network, from the project's folder:
 
 from __future__ import annotations
 
-from statistics import fmean as mean
-
-import datasets
-import evaluate
-
+from scripts.lib import answer_metric
 from scripts.lib.answer_scores import chrf
 
-FEATURES = datasets.Features(
-    {"predictions": datasets.Value("string"), "references": datasets.Sequence(datasets.Value("string"))}
-)
 
-
-class Chrf(evaluate.Metric):
+class Chrf(answer_metric.AnswerMetric):
     """Mean sentence chrF2 (sacrebleu) against the best accepted answer. 0..100."""
 
-    def _info(self) -> evaluate.MetricInfo:
-        return evaluate.MetricInfo(
-            description=__doc__, citation="", inputs_description="texts; lists of accepted texts", features=FEATURES
-        )
-
     def _compute(self, predictions: list[str], references: list[list[str]]) -> dict[str, float]:
-        pairs = zip(predictions, references, strict=True)
-        return {"chrf": mean(chrf(p, r) for p, r in pairs)}
+        return {"chrf": answer_metric.mean_score(chrf, predictions, references)}

@@ -8,23 +8,12 @@ from __future__ import annotations
 
 from statistics import fmean as mean
 
-import datasets
-import evaluate
-
+from scripts.lib import answer_metric
 from scripts.lib.answer_scores import rouge
 
-FEATURES = datasets.Features(
-    {"predictions": datasets.Value("string"), "references": datasets.Sequence(datasets.Value("string"))}
-)
 
-
-class Rouge(evaluate.Metric):
+class Rouge(answer_metric.AnswerMetric):
     """Mean F-measures of ROUGE-1, ROUGE-2 and ROUGE-L (rouge-score), each against its best accepted answer. 0..100."""
-
-    def _info(self) -> evaluate.MetricInfo:
-        return evaluate.MetricInfo(
-            description=__doc__, citation="", inputs_description="texts; lists of accepted texts", features=FEATURES
-        )
 
     def _compute(self, predictions: list[str], references: list[list[str]]) -> dict[str, float]:
         rows = [rouge(p, r) for p, r in zip(predictions, references, strict=True)]

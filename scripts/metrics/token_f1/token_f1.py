@@ -6,26 +6,12 @@ By path, without a network, from the project's folder:
 
 from __future__ import annotations
 
-from statistics import fmean as mean
-
-import datasets
-import evaluate
-
+from scripts.lib import answer_metric
 from scripts.lib.answer_scores import token_f1
 
-FEATURES = datasets.Features(
-    {"predictions": datasets.Value("string"), "references": datasets.Sequence(datasets.Value("string"))}
-)
 
-
-class TokenF1(evaluate.Metric):
+class TokenF1(answer_metric.AnswerMetric):
     """Mean word F1 (SQuAD) against the best accepted answer. 0..100."""
 
-    def _info(self) -> evaluate.MetricInfo:
-        return evaluate.MetricInfo(
-            description=__doc__, citation="", inputs_description="texts; lists of accepted texts", features=FEATURES
-        )
-
     def _compute(self, predictions: list[str], references: list[list[str]]) -> dict[str, float]:
-        pairs = zip(predictions, references, strict=True)
-        return {"f1": mean(token_f1(p, r) for p, r in pairs)}
+        return {"f1": answer_metric.mean_score(token_f1, predictions, references)}

@@ -8,23 +8,12 @@ from __future__ import annotations
 
 from statistics import fmean as mean
 
-import datasets
-import evaluate
-
+from scripts.lib import answer_metric
 from scripts.lib.answer_scores import yes_no
 
-FEATURES = datasets.Features(
-    {"predictions": datasets.Value("string"), "references": datasets.Sequence(datasets.Value("string"))}
-)
 
-
-class YesNo(evaluate.Metric):
+class YesNo(answer_metric.AnswerMetric):
     """Accuracy on questions whose accepted answers say yes or no, by the first word. 0..100."""
-
-    def _info(self) -> evaluate.MetricInfo:
-        return evaluate.MetricInfo(
-            description=__doc__, citation="", inputs_description="texts; lists of accepted texts", features=FEATURES
-        )
 
     def _compute(self, predictions: list[str], references: list[list[str]]) -> dict[str, float]:
         found = [yes_no(p, r) for p, r in zip(predictions, references, strict=True)]

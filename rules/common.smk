@@ -1,4 +1,5 @@
 # Shared by rules/*.smk: the check of the recipe, wildcards, canonical parameters, code inputs.
+import contextlib
 import os
 import sys
 from glob import glob
@@ -17,13 +18,20 @@ from scripts.lib.targets import check_targets
 
 ROOT = Path(workflow.basedir)
 
-try:
+
+@contextlib.contextmanager
+def told_in_one_line():
+    """Print an EqaError and leave with 2: a traceback through Snakemake's parser would bury it."""
+    try:
+        yield
+    except EqaError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
+
+
+with told_in_one_line():
     check_config(config, ROOT)
     check_pinned(config, ROOT)
-except EqaError as error:
-    # one line and out: a traceback through Snakemake's parser would bury it
-    print(error, file=sys.stderr)
-    sys.exit(2)
 
 
 wildcard_constraints:
@@ -58,11 +66,8 @@ def merged_of(model):
 
 def of_source(ask):
     """What a function of scripts.lib.sources says about the user's data folder; the recorded listing stands in for it."""
-    try:
+    with told_in_one_line():
         return ask(config["data"]["source"], ROOT / "data/raw/openeqa/source.json")
-    except EqaError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
 
 
 def source_listing():
@@ -87,11 +92,8 @@ def refuse_unmakeable():
     """
     if not (workflow.is_main_process and workflow.local_exec):
         return
-    try:
+    with told_in_one_line():
         check_targets({job.rule.name for job in workflow.dag.needrun_jobs()}, config)
-    except EqaError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
 
 
 def prepare_environments():

@@ -14,6 +14,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from scripts.lib.errors import EqaError
+from scripts.lib.files import hash_file
 
 log = logging.getLogger(__name__)
 
@@ -28,12 +29,6 @@ def shown(address: str) -> str:
     parts = urlsplit(address)
     host = parts.netloc.rpartition("@")[2]
     return urlunsplit((parts.scheme, host, parts.path, "", ""))
-
-
-def hash_file(path: Path, name: str) -> str:
-    """Hex digest of a file by hashlib's name of the algorithm."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, name).hexdigest()
 
 
 def check_disk(folder: Path, need: int, what: str) -> None:

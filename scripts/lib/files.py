@@ -16,10 +16,15 @@ from scripts.lib.errors import EqaError
 IGNORED_NAMES = frozenset({".snakemake_timestamp", ".gitignore"})
 
 
-def sha256_file(path: Path) -> str:
-    """Hex sha256 of a file's bytes, read in blocks."""
+def hash_file(path: Path, name: str) -> str:
+    """Hex digest of a file's bytes, read in blocks, by hashlib's name of the algorithm."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return hashlib.file_digest(file, name).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    """Hex sha256 of a file's bytes."""
+    return hash_file(path, "sha256")
 
 
 def read_json(path: Path, what: str = "file") -> object:

@@ -354,14 +354,7 @@ def test_kill_between_jobs_and_export_is_made_up_for(mini):
 
 def test_killed_run_goes_on_and_records_everything(mini):
     edit(mini / "config/config.yaml", "count: 8", "count: 4")
-    run = subprocess.Popen(
-        ["snakemake", "--cores", "2"],
-        cwd=mini,
-        env=environment(MINI_TRAIN_S="60"),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+    run = _start(mini, MINI_TRAIN_S="60")
     deadline = time.monotonic() + 60
     log, text = mini / "logs/build_sft.log", mini / "results/sft/train.json"
     log.unlink()
@@ -451,6 +444,18 @@ def test_cache_that_cannot_be_written_is_an_error_of_the_run(mini):
     assert "up to date" in call(mini, "dvc", "status").stdout
 
 
+def _start(folder: Path, **extra: str) -> subprocess.Popen:
+    """A run in a session of its own, to be killed with all its children."""
+    return subprocess.Popen(
+        ["snakemake", "--cores", "2"],
+        cwd=folder,
+        env=environment(**extra),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+
 def _children_named(words: str, cwd: Path) -> list[int]:
     """Processes in `cwd` whose command line holds `words`."""
     found = []
@@ -470,14 +475,7 @@ def test_kill_during_dvc_commit_is_made_up_for(mini, delay_s):
     """At several moments of the command: while it starts, among its files, over its lock."""
     edit(mini / "config/config.yaml", "learning_rate: 0.1", "learning_rate: 0.4")
     before = cache_hashes(mini)
-    run = subprocess.Popen(
-        ["snakemake", "--cores", "2"],
-        cwd=mini,
-        env=environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+    run = _start(mini)
     while run.poll() is None and not _children_named("dvc commit", mini):
         time.sleep(0.005)
     assert run.poll() is None, "the run ended before its dvc commit was seen"

@@ -9,6 +9,7 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 
@@ -30,18 +31,22 @@ def machine() -> str:
     return f"{cores}x {name}{gpu}"
 
 
-def side(bench: str, name: str, *arguments: object) -> dict:
+def side(
+    bench: str, name: str, *arguments: object, python: Sequence[str] = (sys.executable,), env: Mapping | None = None
+) -> dict:
     """Run one side of a bench in a process of its own, so that its memory is its own.
 
     Args:
         bench: module under bench/, which takes `--side NAME ARGUMENTS...` and prints `report(...)` as its last line.
         name: the side.
+        python: how to start Python, where the side needs another environment than the bench.
+        env: its environment variables; this process's if left out.
     Returns:
         {"seconds", "peak_mb"}, and "process_s": the same with Python's start and imports.
     """
-    command = [sys.executable, "-m", f"bench.{bench}", "--side", name, *map(str, arguments)]
+    command = [*python, "-m", f"bench.{bench}", "--side", name, *map(str, arguments)]
     started = time.perf_counter()
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).resolve().parents[1])
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).resolve().parents[1], env=env)
     took = time.perf_counter() - started
     if done.returncode:
         raise SystemExit(f"bench.{bench} --side {name} failed: {done.stderr[-2000:]}")

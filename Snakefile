@@ -9,6 +9,7 @@ configfile: "config/config.yaml"
 
 
 include: "rules/common.smk"
+include: "rules/running.smk"
 include: "rules/provenance.smk"
 include: "rules/data.smk"
 include: "rules/train.smk"

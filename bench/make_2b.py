@@ -3,7 +3,8 @@
     uv run --frozen --project envs/train python -m bench.make_2b --output DIR --device cuda
 
 What takes time and memory in the real model takes as much in this one; its answers are noise. The tokenizer is the
-demo's, its added tokens at their real ids, so that every token id of a prompt is one that the real shape has.
+demo's, its added tokens at their real ids, so that every token id of a prompt is one that the real shape has. With
+--text its words are learnt from that file too: a question then has about as many tokens as in the real vocabulary.
 """
 
 from __future__ import annotations
@@ -20,10 +21,11 @@ from scripts.lib.files import atomic_folder, write_manifest
 from scripts.lib.tokens import PROCESSOR_MIN_PIXELS
 
 MERGES_VOCAB = 1024  # bytes, merges and added tokens of the demo's BPE
+MERGES_OF_TEXT = 8192  # with --text: enough for every word that occurs twice
 PROMPT = Path("config/prompts/short_answer.txt")
 
 
-def run(output: Path, device: str, seed: int) -> dict[str, Any]:
+def run(output: Path, device: str, seed: int, text: Path | None = None) -> dict[str, Any]:
     """Write the folder `output`, 4.3 GB of bfloat16.
 
     Raises:
@@ -36,7 +38,11 @@ def run(output: Path, device: str, seed: int) -> dict[str, Any]:
     if device == "cuda" and not torch.cuda.is_available():
         raise EqaError("--device cuda: torch sees no CUDA device here; use --device cpu")
     texts = demo_model.corpus(PROMPT.read_text(encoding="utf-8"))
-    tokenizer = tiny_qwen.make_tokenizer(texts, MERGES_VOCAB, tiny_qwen.REAL_FIRST_ADDED_ID)
+    size = MERGES_VOCAB
+    if text:
+        # twice: a merge wants a pair that occurs twice
+        texts, size = [*texts, *text.read_text(encoding="utf-8").splitlines() * 2], MERGES_OF_TEXT
+    tokenizer = tiny_qwen.make_tokenizer(texts, size, tiny_qwen.REAL_FIRST_ADDED_ID)
     model = tiny_qwen.make_model(tiny_qwen.real_2b_config(tokenizer), seed, torch.bfloat16, device)
     parameters = tiny_qwen.count_parameters(model)
     min_pixels = PROCESSOR_MIN_PIXELS["qwen3-vl"]
@@ -59,11 +65,14 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", type=path_argument, required=True, help="folder that is written whole")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where the weights are drawn")
     parser.add_argument("--seed", type=int, default=7, help="of the weights")
+    parser.add_argument(
+        "--text", type=path_argument, help="file whose words the tokenizer learns, such as a question file"
+    )
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return entry("make_2b", build_parser, lambda args: run(args.output, args.device, args.seed), argv)
+    return entry("make_2b", build_parser, lambda args: run(args.output, args.device, args.seed, args.text), argv)
 
 
 if __name__ == "__main__":

@@ -3,12 +3,14 @@ python -m tests.lib.serving_reference --model FOLDER --requests R.json --output 
 
 R.json: [{"text", "images": [path...], "max_new_tokens"}].
 O.json: [{"answer", "prompt_tokens", "first": {token: log-probability of the 20 best first tokens}, "tokens": [id...],
-"leads": [log-probability of each chosen token over the second best]}].
+"pieces": [text that each token adds to the answer], "leads": [log-probability of each chosen token over the second
+best]}].
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 from pathlib import Path
 
@@ -37,9 +39,12 @@ def answer(model, processor, request: dict) -> dict:
         )
     best = out.logits[0][0].float().log_softmax(-1).topk(20)
     tokenizer = processor.tokenizer
+    ids = out.sequences[0, length:].tolist()
+    texts = [tokenizer.decode(ids[:end], skip_special_tokens=True) for end in range(len(ids) + 1)]
     leads = [row[0].float().log_softmax(-1).topk(2).values for row in out.logits]
     return {
-        "tokens": out.sequences[0, length:].tolist(),
+        "tokens": ids,
+        "pieces": [later[len(text) :] for text, later in itertools.pairwise(texts)],
         "leads": [float(two[0] - two[1]) for two in leads],
         "answer": tokenizer.decode(out.sequences[0, length:], skip_special_tokens=True),
         "prompt_tokens": length,

@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-test check-machine use demo run test lint report dag tensorboard serve compare lineage pin-model audit test-slurm test-gpu bench
+.PHONY: help setup setup-test check-machine use demo run test lint report dag tensorboard serve compare lineage pin-model audit test-slurm fuzz test-gpu test-faults bench rehearse
 
 PYTHON ?= python3
 UV_VERSION := 0.13.9
@@ -101,8 +101,18 @@ audit: setup-test ## known vulnerabilities of every locked package
 test-slurm: setup-test ## the demo through a real one-node Slurm (needs Debian's slurm-wlm and munge)
 	@$(RUN) python -m pytest -q tests/slurm
 
+fuzz: setup-test ## make fuzz [SECONDS=60]: look for inputs that break a parser, each so long
+	@$(RUN) python -m tests.fuzz.fuzz --seconds "$(or $(SECONDS),60)"
+
 test-gpu: .tools/ready ## real 2B shape on a CUDA device
 	@$(RUN) python -m pytest -q tests/gpu
 
+test-faults: setup-test ## every rule under every fault, an hour [RULE=x] [FAULT=y] [SIXTH=day|0..5] [WORKERS=n]
+	@$(RUN) python -m tests.faults.matrix --rule "$(RULE)" --fault "$(FAULT)" --sixth "$(SIXTH)" --workers "$(or $(WORKERS),1)" \
+	    $(if $(RULE)$(FAULT)$(SIXTH),,--document docs/reliability.md)
+
 bench: setup-test ## every bench that this machine can run
 	@$(RUN) for bench in frames_sens frames_video scale tokenize score_throughput startup; do python -m bench.$$bench; done
+
+rehearse: .tools/ready ## the openeqa-80gb recipe with random weights, timed [ARGS="--train-steps 12"] (docs/rehearsal.md)
+	@$(RUN) python -m bench.rehearse $(ARGS)

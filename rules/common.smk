@@ -8,6 +8,7 @@ from pathlib import Path
 if workflow.basedir not in sys.path:
     sys.path.insert(0, workflow.basedir)
 
+from scripts.lib.cli import one_line
 from scripts.lib.config import canonical_json, check_config, select
 from scripts.lib.errors import EqaError
 from scripts.lib.imports import code_files
@@ -25,7 +26,7 @@ def told_in_one_line():
     try:
         yield
     except EqaError as error:
-        print(error, file=sys.stderr)
+        print(one_line(str(error)), file=sys.stderr)
         sys.exit(2)
 
 

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from scripts.lib.archive import episode_of, walk_archive
+from scripts.lib.archive import episode_of, read_member, walk_archive
 from scripts.lib.cli import entry, json_argument, path_argument
 from scripts.lib.config import resolve_source
 from scripts.lib.episode_frames import RECORD, check_disk, frames_config, frames_key, stored_record, write_episode
@@ -68,11 +68,8 @@ def extract(
             continue
         episode, file = found
         index = wanted[episode][file]
-        stream = tar.extractfile(member)
-        if stream is None:
-            raise EqaError(f"{archive}: {name}: no regular member; fetch the archive again")
         target = spool / f"{len(have[episode])}-{index:06d}-{episode.replace('/', '_')}"
-        target.write_bytes(stream.read())
+        target.write_bytes(read_member(archive, tar, member))
         have[episode][index] = target
         if len(have[episode]) < len(wanted[episode]):
             continue

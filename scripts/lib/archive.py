@@ -6,6 +6,7 @@ the whole archive, and so does an archive that ends early.
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import tarfile
 import zlib
@@ -34,28 +35,11 @@ class _Tail:
         return data
 
 
-def walk_archive(path: Path) -> Iterator[tuple[str, tarfile.TarInfo, tarfile.TarFile]]:
-    """Every colour frame of the archive in its order, as (normal path, member, tar for extractfile).
-
-    Raises:
-        EqaError: no .tgz, damaged, ends early, or a member that could leave its folder, a link or a device.
-    """
+@contextlib.contextmanager
+def _damage_told(path: Path) -> Iterator[None]:
+    """What tarfile, gzip and the disk raise, as one line about the archive."""
     try:
-        with path.open("rb") as file, gzip.GzipFile(fileobj=file) as unzipped:
-            stream = _Tail(unzipped)  # type: ignore[arg-type]
-            with tarfile.open(fileobj=stream, mode="r|", bufsize=_BLOCK) as tar:  # type: ignore[call-overload]
-                for member in tar:
-                    tar.members.clear()  # tarfile keeps every header otherwise
-                    name = _checked_name(path, member)
-                    if name.endswith(FRAME_SUFFIXES) and member.isreg():
-                        if not 0 < member.size <= MAX_IMAGE_BYTES:
-                            raise EqaError(f"{path}: member {name} claims {member.size} bytes; fetch the archive again")
-                        yield name, member, tar
-                # a member that is cut off is noticed by tarfile, an archive cut between two only by what is missing
-                while stream.read(_BLOCK):
-                    pass
-            if len(stream.tail) < 512 or any(stream.tail):
-                raise EqaError(f"{path}: ends early, without a tar's end mark; fetch the archive again")
+        yield
     except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise EqaError(
@@ -65,6 +49,40 @@ def walk_archive(path: Path) -> Iterator[tuple[str, tarfile.TarInfo, tarfile.Tar
         if error.errno is None:
             raise EqaError(f"{path}: damaged archive ({error}); fetch the archive again") from None
         raise EqaError(f"{path}: cannot be read ({error.strerror}); mend its permissions or fetch it again") from None
+
+
+def read_member(path: Path, tar: tarfile.TarFile, member: tarfile.TarInfo, size: int = -1) -> bytes:
+    """The first `size` bytes of a member that `walk_archive` gave; all by default.
+
+    Raises:
+        EqaError: the archive ends within it or is damaged there.
+    """
+    with _damage_told(path):  # raised here, outside the walk, these errors would pass it by
+        stream = tar.extractfile(member)
+        return stream.read(size) if stream else b""
+
+
+def walk_archive(path: Path) -> Iterator[tuple[str, tarfile.TarInfo, tarfile.TarFile]]:
+    """Every colour frame of the archive in its order, as (normal path, member, tar for read_member).
+
+    Raises:
+        EqaError: no .tgz, damaged, ends early, or a member that could leave its folder, a link or a device.
+    """
+    with _damage_told(path), path.open("rb") as file, gzip.GzipFile(fileobj=file) as unzipped:
+        stream = _Tail(unzipped)  # type: ignore[arg-type]
+        with tarfile.open(fileobj=stream, mode="r|", bufsize=_BLOCK) as tar:  # type: ignore[call-overload]
+            for member in tar:
+                tar.members.clear()  # tarfile keeps every header otherwise
+                name = _checked_name(path, member)
+                if name.endswith(FRAME_SUFFIXES) and member.isreg():
+                    if not 0 < member.size <= MAX_IMAGE_BYTES:
+                        raise EqaError(f"{path}: member {name} claims {member.size} bytes; fetch the archive again")
+                    yield name, member, tar
+            # a member that is cut off is noticed by tarfile, an archive cut between two only by what is missing
+            while stream.read(_BLOCK):
+                pass
+        if len(stream.tail) < 512 or any(stream.tail):
+            raise EqaError(f"{path}: ends early, without a tar's end mark; fetch the archive again")
 
 
 def _checked_name(path: Path, member: tarfile.TarInfo) -> str:
@@ -112,8 +130,7 @@ def list_archive(path: Path, episodes: Collection[str]) -> dict[str, dict]:
             raise EqaError(f"{path}: frame {file} of episode {episode} is there twice; fetch the archive again")
         files[file] = member.size
         if episode not in heads:
-            stream = tar.extractfile(member)
-            head = stream.read(_HEAD_BYTES) if stream else b""
+            head = read_member(path, tar, member, _HEAD_BYTES)
             try:
                 width, height = image_size(head, f"{path}: {name}")
                 heads[episode] = {"width": width, "height": height}

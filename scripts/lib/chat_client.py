@@ -165,8 +165,8 @@ class ChatClient:
         )
         reply = self._call("GET", path)
         try:
-            names = [entry[inner] for entry in reply.json()[outer]]
-        except (ValueError, KeyError, TypeError):
+            names = [str(entry[inner]) for entry in reply.json()[outer]]
+        except (ValueError, KeyError, TypeError, RecursionError):
             raise EqaError(
                 f"{self.url}{path}: the answer is not {self.server}'s; is another program on that port?"
             ) from None
@@ -186,13 +186,16 @@ class ChatClient:
     def context_length(self) -> int | None:
         """Tokens that the server holds for one conversation; None where it does not say (LMDeploy, old versions)."""
         if self.server == "llamacpp":
-            found = self._call("GET", "/v1/models").json().get("data") or [{}]
-            return (found[0].get("meta") or {}).get("n_ctx")
+            try:
+                found = self._parse(self._call("GET", "/v1/models").text)["data"][0]["meta"]["n_ctx"]
+            except (KeyError, IndexError, TypeError):  # older servers have no "meta"
+                return None
+            return found if isinstance(found, int) else None
         if self.server == "ollama":
             if self.num_ctx:
                 return self.num_ctx
-            shown = self._call("POST", "/api/show", {"model": self.model}).json()
-            match = re.search(r"^num_ctx\s+(\d+)", str(shown.get("parameters", "")), re.MULTILINE)
+            shown = self._parse(self._call("POST", "/api/show", {"model": self.model}).text)
+            match = re.search(r"^num_ctx\s+([0-9]{1,9})", str(shown.get("parameters", "")), re.MULTILINE)
             return int(match[1]) if match else None
         return None
 
@@ -254,9 +257,9 @@ class ChatClient:
             part = self._parse(data)
             if part.get("error"):
                 raise EqaError(f"{self.url}: {_message_of(part)}")
-            for choice in part.get("choices", []):
-                text = (choice.get("delta") or {}).get("content")
-                if text:
+            choices = part.get("choices")
+            for choice in choices if isinstance(choices, list) else ():
+                if text := _content(choice, "delta"):
                     yield text
         raise EqaError(f"{self.url}: the answer broke off; look into the server's log")
 
@@ -265,8 +268,7 @@ class ChatClient:
             part = self._parse(line)
             if part.get("error"):
                 raise EqaError(f"{self.url}: {_message_of(part)}")
-            text = (part.get("message") or {}).get("content")
-            if text:
+            if text := _content(part, "message"):
                 yield text
             if part.get("done"):
                 return
@@ -275,7 +277,7 @@ class ChatClient:
     def _parse(self, text: str) -> dict:
         try:
             value = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             value = None
         if not isinstance(value, dict):
             raise EqaError(
@@ -325,6 +327,13 @@ def openai_content(message: Message) -> list[dict] | str:
         url = f"data:{media_type(data, f'picture {number}')};base64,{base64.b64encode(data).decode()}"
         parts.append({"type": "image_url", "image_url": {"url": url}})
     return [*parts, {"type": "text", "text": message.text}]
+
+
+def _content(holder: object, key: str) -> str:
+    """The text of holder[key]["content"]; "" where a server sends none, or something else than text."""
+    inner = holder.get(key) if isinstance(holder, dict) else None
+    text = inner.get("content") if isinstance(inner, dict) else None
+    return text if isinstance(text, str) else ""
 
 
 def _message_of(value: object) -> str:

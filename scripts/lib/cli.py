@@ -14,6 +14,7 @@ from pathlib import Path
 from scripts.lib.errors import EqaError
 
 EXIT_USER_ERROR = 2
+LONGEST_LINE = 2000  # characters of a message
 
 
 def entry(
@@ -54,8 +55,14 @@ def entry(
 
 
 def one_line(text: str) -> str:
-    """`text` without line breaks or control characters, so that a hostile file name cannot forge output."""
-    return "".join(c if c.isprintable() else " " for c in text)
+    """`text` without line breaks or control characters, so that a hostile file name cannot forge output.
+
+    A value of thousands of characters is cut in the middle: what is wrong stands in front, the way out at the end.
+    """
+    text = "".join(c if c.isprintable() else " " for c in text)
+    if len(text) > LONGEST_LINE:
+        text = f"{text[: LONGEST_LINE - 405]} ... {text[-400:]}"
+    return text
 
 
 def peak_mb() -> int:

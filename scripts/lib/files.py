@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath
+from typing import TextIO
 
 from scripts.lib.errors import EqaError
 
@@ -27,14 +29,18 @@ def sha256_file(path: Path) -> str:
     return hash_file(path, "sha256")
 
 
-def read_json(path: Path, what: str = "file") -> object:
+def read_json(path: Path, what: str = "file", hook: Callable[[dict], object] | None = None) -> object:
     """Parse a JSON file.
 
+    Args:
+        what: what messages call it.
+        hook: takes the place of each object, from the inside out: what a caller does not keep is freed while the
+            file is parsed, which is most of the memory of a large one.
     Raises:
         EqaError: missing, not UTF-8, or not JSON; names the file, and the line where it can.
     """
     try:
-        return json.loads(path.read_bytes().decode("utf-8"))
+        return json.loads(path.read_bytes().decode("utf-8"), object_hook=hook)
     except FileNotFoundError:
         raise EqaError(f"{path}: this {what} does not exist") from None
     except IsADirectoryError:
@@ -47,14 +53,39 @@ def read_json(path: Path, what: str = "file") -> object:
         ) from None
     except RecursionError:
         raise EqaError(f"{path}: this {what} is nested too deeply to be read; mend or fetch it again") from None
+    except ValueError:  # a whole number of more digits than Python converts
+        raise EqaError(f"{path}: this {what} has a number of thousands of digits; mend or fetch it again") from None
+
+
+def part_path(path: Path) -> Path:
+    """`path` + '.<process id>.part', after what ended processes left of the same file is removed.
+
+    A killed Snakemake leaves its job running beside the next run's job for the same file: with one name for both, the
+    first to finish would publish what the other has written so far.
+    """
+    for other in path.parent.glob(f"{glob.escape(path.name)}.*.part"):
+        writer = other.name[len(path.name) + 1 : -len(".part")]
+        if writer.isdecimal() and (int(writer) == os.getpid() or not is_alive(int(writer))):
+            remove(other)
+    return path.with_name(f"{path.name}.{os.getpid()}.part")
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process of that number runs on this machine, whosever it is."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
 
 
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield `path` + '.part' to write to; renamed onto `path` on success, removed on failure. Makes parent folders."""
+    """Yield `part_path(path)` to write to; renamed onto `path` on success, removed on failure. Makes parent folders."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    remove(part)
+    part = part_path(path)
     try:
         yield part
         os.replace(part, path)
@@ -65,14 +96,13 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Like `atomic_path` for a folder: yields an empty `path` + '.part', swapped for `path` on success.
+    """Like `atomic_path` for a folder: yields an empty one, swapped for `path` on success.
 
     The old folder stays whole until the new one is complete.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
+    part = part_path(path)
     old = path.with_name(path.name + ".old")
-    remove(part)
     part.mkdir()
     try:
         yield part
@@ -105,6 +135,16 @@ def write_json(path: Path, value: object, indent: int | None = 1) -> None:
     write_text(path, json.dumps(value, sort_keys=True, indent=indent, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def write_json_list(file: TextIO, rows: Iterable[dict]) -> None:
+    """Write a JSON list row by row: the bytes of `write_json(path, list(rows))`, the memory of one row."""
+    empty = True
+    for row in rows:
+        text = json.dumps(row, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False)
+        file.write(("[\n " if empty else ",\n ") + text.replace("\n", "\n "))  # in JSON texts a line break is \\n
+        empty = False
+    file.write("[]\n" if empty else "\n]\n")
+
+
 def write_jsonl(path: Path, rows: Iterable[dict]) -> None:
     """Write one JSON object a line, atomically, keys sorted."""
     with atomic_path(path) as part, part.open("w", encoding="utf-8") as file:
@@ -126,7 +166,7 @@ def read_jsonl(path: Path, what: str = "file") -> list[dict]:
                     continue
                 try:
                     row = json.loads(line.decode("utf-8"))
-                except (json.JSONDecodeError, UnicodeDecodeError, RecursionError):
+                except (ValueError, RecursionError):  # not UTF-8, not JSON, a number of thousands of digits
                     raise EqaError(
                         f"{path}: line {number} of this {what} is not JSON; remove it or make the file again"
                     ) from None
@@ -179,16 +219,24 @@ def write_manifest(folder: Path, extra: dict | None = None, exclude: Iterable[st
     return manifest
 
 
-def read_manifest(path: Path) -> dict:
-    """Read a manifest.
+def read_manifest(path: Path, hook: Callable[[dict], object] | None = None) -> dict:
+    """Read a manifest; `hook` as in `read_json`.
 
     Raises:
         EqaError: no JSON object with "files" (or a switched-off target's "status").
     """
-    manifest = read_json(path, "manifest")
-    if not isinstance(manifest, dict) or ("files" not in manifest and "status" not in manifest):
+    manifest = read_json(path, "manifest", hook)
+    if not isinstance(manifest, dict) or ("status" not in manifest and not _lists_files(manifest)):
         raise EqaError(f"{path}: not a manifest (no 'files'); run again the rule that writes it: snakemake -R {path}")
     return manifest
+
+
+def _lists_files(manifest: dict) -> bool:
+    """Whether "files" is {name: {"size", "sha256"}}."""
+    listed = manifest.get("files")
+    return isinstance(listed, dict) and all(
+        isinstance(record, dict) and {"size", "sha256"} <= set(record) for record in listed.values()
+    )
 
 
 def check_manifest(path: Path, deep: bool = True) -> dict:

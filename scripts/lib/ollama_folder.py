@@ -7,7 +7,9 @@ text_config.rope_theta and text_config.rope_scaling. LMDeploy 0.18 reads torch_d
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 
 from scripts.lib.errors import EqaError
@@ -17,8 +19,22 @@ from scripts.lib.safetensors_heads import CutShort, read_head
 ARCHITECTURE = "Qwen3VLForConditionalGeneration"
 MIN_VERSION = (0, 12, 7)  # first Ollama with convert_qwen3vl.go; renderer and parser exist since 0.12.6
 MIN_VERSION_GGUF = (0, 30, 0)  # first Ollama that takes a language model and a projector as two GGUF files
+# first Ollama without a converter: it imports safetensors for MLX only, and Qwen3-VL is none of its models there
+NO_CONVERTER = (0, 34, 1)
 # sha256 of the Split regex that Ollama knows as Qwen2's pre-tokenizer (convert/tokenizer.go)
 QWEN2_SPLIT_SHA256 = "1ff7f41064896984db5d1bb6ff64fa4bc29007d08c1b439e505b7392777a319e"
+
+
+@contextlib.contextmanager
+def _known_types(folder: Path) -> Iterator[None]:
+    """Tell of a JSON value whose type no Qwen3-VL has: these files may come from anywhere."""
+    try:
+        yield
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise EqaError(
+            f"{folder}: a value in its JSON files has another type than a Qwen3-VL's ({str(error)[:80]}); save the model "
+            f"again with transformers, or merge again"
+        ) from None
 
 
 def mend_for_ollama(folder: Path) -> list[str]:
@@ -29,8 +45,13 @@ def mend_for_ollama(folder: Path) -> list[str]:
     Returns:
         What was added, such as ["config.json: text_config.rope_theta"].
     Raises:
-        EqaError: a value that has to be copied is nowhere in the folder.
+        EqaError: a value that has to be copied is nowhere in the folder, or has a wrong type.
     """
+    with _known_types(folder):
+        return _mended(folder)
+
+
+def _mended(folder: Path) -> list[str]:
     added: list[str] = []
     path = folder / "config.json"
     config = _object(path, "model config")
@@ -85,8 +106,13 @@ def ollama_view(folder: Path) -> dict:
 
     Raises:
         EqaError: where the converter gives an error, and where it would silently make a model that answers nonsense
-            (rope base 0, unknown pre-tokenizer, a missing shard, no size limits for pictures).
+            (rope base 0, unknown pre-tokenizer, a missing shard, no size limits for pictures, a value of a wrong type).
     """
+    with _known_types(folder):
+        return _view(folder)
+
+
+def _view(folder: Path) -> dict:
     config = _object(folder / "config.json", "model config")
     architectures = config.get("architectures") or [""]
     if architectures[0] != ARCHITECTURE:

@@ -211,7 +211,7 @@ def retry_after(header: str, now: float | None = None) -> float | None:
     except ValueError:
         try:
             wait = email.utils.parsedate_to_datetime(header).timestamp() - (time.time() if now is None else now)
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, OverflowError):  # also a year or an hour of a hundred digits
             return None
     return min(max(wait, 0.0), LONGEST_WAIT_S) if wait == wait else None
 

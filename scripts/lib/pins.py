@@ -34,10 +34,13 @@ def read_data_pin(lock: Path, name: str) -> DataPin:
         EqaError: the lock file does not list it with an address and a hash.
     """
     content = read_json(lock, "data lock")
-    record = content.get("files", {}).get(name) if isinstance(content, dict) else None
+    listed = content.get("files") if isinstance(content, dict) else None
+    record = listed.get(name) if isinstance(listed, dict) else None
     if not isinstance(record, dict) or not isinstance(record.get("address"), str):
         raise EqaError(f"{lock}: no pin of {name}; restore it: git checkout {lock}")
-    sha256, md5, size = record.get("sha256", ""), record.get("md5", ""), record.get("size")
+    sha256, md5, size = (record.get(key, default) for key, default in (("sha256", ""), ("md5", ""), ("size", None)))
+    if not isinstance(sha256, str) or not isinstance(md5, str) or not isinstance(size, int | None):
+        raise EqaError(f"{lock}: {name}: sha256 and md5 are texts, size is a number; restore it: git checkout {lock}")
     if not re.fullmatch("[0-9a-fA-F]{64}", sha256) and not re.fullmatch("[0-9a-fA-F]{32}", md5):
         raise EqaError(f"{lock}: {name} has neither a sha256 nor an md5; restore it: git checkout {lock}")
     return DataPin(name, record["address"], sha256, md5, size)

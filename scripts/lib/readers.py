@@ -291,7 +291,7 @@ def _container_end(head: bytes, file: BinaryIO, size: int) -> int:
                 return size
             at += length
         return at if at > size else size
-    if head[:4] == b"RIFF":
+    if head[:4] == b"RIFF" and len(head) >= 8:
         return 8 + int(struct.unpack("<I", head[4:8])[0])
     if head[:4] == b"\x1a\x45\xdf\xa3":
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -11,18 +12,25 @@ from scripts.lib.errors import EqaError
 from scripts.lib.tokens import PROCESSOR_MIN_PIXELS, check_token_budget
 
 PRESETS_DIR = Path("config/presets")
+CONFIG = Path("config/config.yaml")
+# a number in YAML 1.2, and in what DVC writes for `-S`; in the YAML 1.1 of PyYAML it wants a point and a sign
+_SCIENTIFIC = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)[eE][-+]?[0-9]+$")
 
 
 def load_yaml(path: Path) -> object:
-    """Parse a YAML file.
+    """Parse a YAML file; 2e-05 is a number, "2e-05" is text.
 
     Raises:
         EqaError: missing or not YAML; names the file and the line.
     """
     import yaml
 
+    class Loader(yaml.SafeLoader):
+        pass
+
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", _SCIENTIFIC, list("-+.0123456789"))
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        return yaml.load(path.read_text(encoding="utf-8"), Loader)
     except FileNotFoundError:
         raise EqaError(f"{path}: no such file; `make use PRESET=demo` writes config/config.yaml") from None
     except UnicodeDecodeError as error:
@@ -106,6 +114,23 @@ def _did_you_mean(word: str, known: list[str]) -> str:
     return f"; did you mean {close[0]}?" if close else ""
 
 
+def mend_numbers(config: object, written: object) -> None:
+    """Put numbers such as 2e-05 where a YAML 1.1 reader found text; what stands in quotes stays text.
+
+    Args:
+        config: sections of keys, as Snakemake read them; changed in place.
+        written: the same file by `load_yaml`.
+    """
+    if not (isinstance(config, dict) and isinstance(written, dict)):
+        return
+    for key, value in config.items():
+        number = written.get(key)
+        if isinstance(value, dict):
+            mend_numbers(value, number)
+        elif isinstance(number, float) and isinstance(value, str) and _SCIENTIFIC.match(value):
+            config[key] = number if float(value) == number else value
+
+
 def check_sense(config: Mapping) -> None:
     """Contradictions between keys that each are fine alone.
 
@@ -179,11 +204,13 @@ def check_config(config: object, root: Path) -> None:
     """Shape, then sense.
 
     Args:
-        config: parsed config/config.yaml, with command-line overrides applied.
+        config: parsed config/config.yaml, with command-line overrides applied; numbers such as 2e-05 are mended in it.
         root: the project's folder, for config/schema.yaml.
     Raises:
         EqaError: the first fault.
     """
+    if (root / CONFIG).is_file():
+        mend_numbers(config, load_yaml(root / CONFIG))
     check_shape(config, load_yaml(root / "config/schema.yaml"))
     check_sense(config)
 

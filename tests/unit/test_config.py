@@ -180,3 +180,24 @@ def test_broken_yaml_names_the_line(tmp_path):
     path.write_text("a: 1\nb: [1, 2\nc: 3\n")
     with pytest.raises(EqaError, match=r"config\.yaml: line \d"):
         library.load_yaml(path)
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [("2e-05", 2e-5), ("1E3", 1000.0), ("-.5e1", -5.0), ("3.0e-3", 3e-3), ('"2e-05"', "2e-05"), ("2e-05x", "2e-05x")],
+)
+def test_rate_as_dvc_writes_it_is_a_number_and_in_quotes_is_text(tmp_path, written, read):
+    """`dvc exp run -S` writes 2e-05 whatever was typed; Snakemake's reader takes that for text."""
+    import yaml
+
+    path = tmp_path / "config.yaml"
+    path.write_text(f"train:\n  learning_rate: {written}\n  template: 2e-05\n")
+    found = library.load_yaml(path)
+    assert found["train"]["learning_rate"] == read
+    assert type(found["train"]["learning_rate"]) is type(read)
+    config = yaml.safe_load(path.read_text())
+    library.mend_numbers(config, found)
+    assert config == found
+    config["train"]["learning_rate"] = "4e-05"  # an override of the command line is not in the file
+    library.mend_numbers(config, found)
+    assert config["train"]["learning_rate"] == "4e-05"

@@ -15,7 +15,6 @@ import random
 import re
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -82,45 +81,44 @@ def main() -> int:
     if args.target is None:
         return min(1, fuzz_all(sorted(TARGETS), args.seconds))
     target = TARGETS[args.target]
-    with tempfile.TemporaryDirectory() as top:
-        scratch = Path(top, "scratch")
-        scratch.mkdir()
-        if args.file:
-            print(attempt(target, args.file.read_bytes(), scratch) or "accepted")
-            return 0
-        kept = ROOT / "work/fuzz" / args.target
-        corpus = kept / "corpus"
-        corpus.mkdir(parents=True, exist_ok=True)
-        for number, seed in enumerate(target.seeds(scratch)):
-            (corpus / f"seed{number}").write_bytes(seed)
-        for crash in sorted((Path(__file__).parent / "crashes" / args.target).glob("*")):
-            (corpus / f"crash-{crash.name}").write_bytes(crash.read_bytes())
-        options = [f"-max_total_time={args.seconds:g}", f"-timeout={HANG_S}", f"-rss_limit_mb={MEMORY_MB}"]
-        options += [f"-max_len={LONGEST_INPUT}", f"-artifact_prefix={kept}/", f"-seed={args.seed}"]
+    kept = ROOT / "work/fuzz" / args.target
+    scratch = kept / "own/scratch"  # no temporary folder: libFuzzer ends the process without clearing up
+    scratch.mkdir(parents=True, exist_ok=True)
+    if args.file:
+        print(attempt(target, args.file.read_bytes(), scratch) or "accepted")
+        return 0
+    corpus = kept / "corpus"
+    corpus.mkdir(parents=True, exist_ok=True)
+    for number, seed in enumerate(target.seeds(scratch)):
+        (corpus / f"seed{number}").write_bytes(seed)
+    for crash in sorted((Path(__file__).parent / "crashes" / args.target).glob("*")):
+        (corpus / f"crash-{crash.name}").write_bytes(crash.read_bytes())
+    options = [f"-max_total_time={args.seconds:g}", f"-timeout={HANG_S}", f"-rss_limit_mb={MEMORY_MB}"]
+    options += [f"-max_len={LONGEST_INPUT}", f"-artifact_prefix={kept}/", f"-seed={args.seed}"]
 
-        def mutate(data: bytes, longest: int, seed: int) -> bytes:
-            """One value of a parsed text replaced by a hostile one, half of the time: bytes alone rarely stay JSON."""
-            draw = random.Random(seed)
-            try:
-                documents = parsed(data) if draw.random() < 0.5 else None
-            except (ValueError, RecursionError, yaml.YAMLError):
-                documents = None
-            if documents is None:
-                return atheris.Mutate(data, longest)
-            number = draw.randrange(len(documents))
-            head, value = documents[number]
-            if value is ...:
-                return atheris.Mutate(data, longest)
-            new = draw.choice((*HOSTILE, ...))
-            documents[number] = (head, replaced(value, draw.choice(places(value)), new))
-            return unparsed(documents)[:longest]
+    def mutate(data: bytes, longest: int, seed: int) -> bytes:
+        """One value of a parsed text replaced by a hostile one, half of the time: bytes alone rarely stay JSON."""
+        draw = random.Random(seed)
+        try:
+            documents = parsed(data) if draw.random() < 0.5 else None
+        except (ValueError, RecursionError, yaml.YAMLError):
+            documents = None
+        if documents is None:
+            return atheris.Mutate(data, longest)
+        number = draw.randrange(len(documents))
+        head, value = documents[number]
+        if value is ...:
+            return atheris.Mutate(data, longest)
+        new = draw.choice((*HOSTILE, ...))
+        documents[number] = (head, replaced(value, draw.choice(places(value)), new))
+        return unparsed(documents)[:longest]
 
-        atheris.Setup(
-            [sys.argv[0], str(corpus), *options],
-            lambda data: attempt(target, data, scratch),
-            custom_mutator=mutate if target.text else None,
-        )
-        atheris.Fuzz()  # ends the process: 0 when time is up, else the input is in `kept`
+    atheris.Setup(
+        [sys.argv[0], str(corpus), *options],
+        lambda data: attempt(target, data, scratch),
+        custom_mutator=mutate if target.text else None,
+    )
+    atheris.Fuzz()  # ends the process: 0 when time is up, else the input is in `kept`
     return 0
 
 

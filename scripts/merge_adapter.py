@@ -23,7 +23,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from scripts.lib.base_model import check_model_folder
+from scripts.lib.base_model import check_adapter_base, check_model_folder
 from scripts.lib.cli import entry, json_argument, path_argument
 from scripts.lib.errors import EqaError
 from scripts.lib.files import atomic_folder, check_manifest, read_json, remove, sha256_file, write_json, write_manifest
@@ -91,12 +91,7 @@ def run(args: argparse.Namespace) -> dict:
     check_manifest(args.base)
     parameters = check_model_folder(base)
     facts = check_manifest(args.adapter)
-    base_sha256 = sha256_file(args.base)
-    if facts.get("base_sha256") != base_sha256:
-        raise EqaError(
-            f"{args.adapter}: this adapter was trained on another base model ({str(facts.get('base_sha256'))[:12]}, "
-            f"{args.base} is {base_sha256[:12]}); train again: snakemake --force {args.adapter}"
-        )
+    base_sha256 = check_adapter_base(args.adapter, facts, args.base)
     dtype = args.config["merge"]["dtype"]
     check_disk(args.output_dir, disk_need(parameters, dtype))
     args.work_dir.mkdir(parents=True, exist_ok=True)

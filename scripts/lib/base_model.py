@@ -99,6 +99,28 @@ def check_model_folder(folder: Path) -> int:
     return sum(safetensors_parameters(folder / name) for name in names)
 
 
+def check_adapter_base(adapter: Path, facts: Mapping, base: Path, needed: bool = True) -> str:
+    """Whether an adapter was trained on this base model: on another one it is noise, and nothing else would say so.
+
+    Args:
+        adapter: its manifest, for the message.
+        facts: what the manifest holds.
+        base: the base model's manifest.
+        needed: whether a manifest that names no base is refused (adapters made elsewhere name none).
+    Returns:
+        sha256 of the base model's manifest.
+    Raises:
+        EqaError: another base.
+    """
+    named, found = facts.get("base_sha256"), sha256_file(base)
+    if named != found and (needed or named is not None):
+        raise EqaError(
+            f"{adapter}: this adapter was trained on another base model ({str(named)[:12]}, "
+            f"{base} is {found[:12]}); train again: snakemake --force {adapter}"
+        )
+    return found
+
+
 def check_pinned_file(file: Path, record: Mapping, key: str) -> None:
     """Raises:
     EqaError: the file is missing or is not as config/models.lock.json says.

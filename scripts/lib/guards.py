@@ -270,9 +270,10 @@ def check_finite(name: str, value: float, step: int, run_dir: Path) -> None:
     """
     if math.isfinite(value):
         return
-    from scripts.lib.checkpoints import checkpoints
+    from scripts.lib.checkpoints import COMPLETE, checkpoints
 
-    kept = checkpoints(run_dir)
+    # one that was just written is not yet marked, and holds what went wrong
+    kept = [folder for folder in checkpoints(run_dir) if (folder / COMPLETE).is_file()]
     last = f"the last good checkpoint is {kept[-1]}" if kept else "no checkpoint was written yet"
     raise EqaError(
         f"{name} is {value} at step {step}; {last}. Lower train.learning_rate or train.max_grad_norm, then run again"

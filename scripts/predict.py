@@ -15,6 +15,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from scripts.lib.base_model import check_adapter_base
 from scripts.lib.cli import entry, json_argument, path_argument
 from scripts.lib.config import canonical_json
 from scripts.lib.engines.base import TUTORIAL, Question, Setup, open_engine
@@ -132,7 +133,8 @@ def run(args: argparse.Namespace) -> dict:
     if engine_name not in SERVED:
         check_manifest(manifest, deep=False)
         if weights == "base+adapter":
-            check_manifest(Path(args.adapter), deep=False)
+            adapter = Path(args.adapter)
+            check_adapter_base(adapter, check_manifest(adapter, deep=False), args.base, needed=False)
     meta = {
         "model": model,
         "engine": engine_name,

@@ -7,10 +7,12 @@ PREDICT_ENVS = {
     "openai": ".",
 }
 PREDICT_ENV = PREDICT_ENVS[config["predict"]["engine"]]
+PREDICT_SHARDS = [f"{shard:04d}" for shard in range(config["predict"]["shards"])]
+ANSWERED = ["base", "tuned", "blind"]
 
 
 rule predict:
-    # Answers of one model to every test question, joined by question_id, on the unquantized base.
+    # Answers of one model to one shard of the test questions, on the unquantized base. A shard asks for one GPU.
     input:
         code=code("predict"),
         lock=f"{PREDICT_ENV}/uv.lock".removeprefix("./"),
@@ -20,17 +22,12 @@ rule predict:
         adapter=lambda wildcards: adapter_of(wildcards.model),
         merged=lambda wildcards: merged_of(wildcards.model),
     output:
-        predictions=report(
-            "results/predictions/{model}.jsonl",
-            caption="../report/predictions.rst",
-            category="Answers",
-            labels={"model": "{model}"},
-        ),
-        facts="results/predictions/{model}.meta.json",
+        predictions="results/predictions/shards/{model}/{shard}.jsonl",
+        facts="results/predictions/shards/{model}/{shard}.meta.json",
     log:
-        "logs/predict/{model}.log",
+        "logs/predict/{model}/{shard}.log",
     benchmark:
-        "benchmarks/predict/{model}.tsv"
+        "benchmarks/predict/{model}/{shard}.tsv"
     wildcard_constraints:
         # base4bit, asked for by name: what scoring the base in 4 bits would cost
         model="base|tuned|blind|base4bit",
@@ -48,8 +45,42 @@ rule predict:
         """
         uv run --frozen --no-sync --project "$(dirname {input.lock:q})" python -m scripts.predict \
             --model {wildcards.model:q} --test {input.test:q} --frames {input.frames:q} \
-            --base {input.base:q} {params.weights} --config {params.config:q} --work-dir work/predict \
+            --base {input.base:q} {params.weights} --shard {wildcards.shard:q} --config {params.config:q} \
+            --work-dir work/predict \
             --output {output.predictions:q} --meta {output.facts:q} >{log:q} 2>&1
+        """
+
+
+rule join_predictions:
+    # The shards' answers by question_id: each test question once, and no other.
+    input:
+        code=code("join_predictions"),
+        lock="uv.lock",
+        test="results/sft/test.json",
+        shards=expand(
+            "results/predictions/shards/{{model}}/{shard}.{kind}",
+            shard=PREDICT_SHARDS,
+            kind=["jsonl", "meta.json"],
+        ),
+    output:
+        predictions=report(
+            "results/predictions/{model}.jsonl",
+            caption="../report/predictions.rst",
+            category="Answers",
+            labels={"model": "{model}"},
+        ),
+        facts="results/predictions/{model}.meta.json",
+    log:
+        "logs/join_predictions/{model}.log",
+    wildcard_constraints:
+        model="base|tuned|blind|base4bit",
+    params:
+        config=canonical("predict.shards"),
+    shell:
+        """
+        uv run --frozen --no-sync python -m scripts.join_predictions \
+            --model {wildcards.model:q} --test {input.test:q} --shards-dir results/predictions/shards \
+            --config {params.config:q} --output {output.predictions:q} --meta {output.facts:q} >{log:q} 2>&1
         """
 
 

@@ -176,6 +176,12 @@ ARTIFACTS = [
     expand(
         "results/predictions/{model}.{kind}", model=MODELS, kind=["jsonl", "meta.json"]
     ),
+    expand(
+        "results/predictions/shards/{model}/{shard}.{kind}",
+        model=ANSWERED,
+        shard=PREDICT_SHARDS,
+        kind=["jsonl", "meta.json"],
+    ),
     expand("results/predictions/{model}.openeqa.json", model=["base", "tuned"]),
     expand(
         "results/metrics/{model}.{kind}", model=MODELS, kind=["json", "questions.jsonl"]

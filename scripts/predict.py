@@ -1,4 +1,4 @@
-"""Answer every test question with one model; an interrupted run goes on where it stopped.
+"""Answer every test question with one model, or those of one shard; an interrupted run goes on where it stopped.
 
 By hand, in envs/train for the engines transformers and llamafactory:
     uv run --frozen --project envs/train python -m scripts.predict --model tuned --test results/sft/test.json \
@@ -77,6 +77,24 @@ def plan(questions: Sequence[Question], batch_size: int) -> list[list[Question]]
     return [list(questions[start : start + batch_size]) for start in range(0, len(questions), batch_size)]
 
 
+def of_shard(questions: Sequence[Question], batch_size: int, shard: int, shards: int) -> list[Question]:
+    """The questions of one shard: a run of whole batches of the one plan, so that every question decodes in the same
+    batch, and has the same answer to the last bit, however many shards there are. May be empty.
+
+    Args:
+        batch_size: config `predict.batch_size`.
+        shard: 0 to `shards` - 1.
+        shards: config `predict.shards`.
+    Raises:
+        EqaError: no such shard.
+    """
+    if not 0 <= shard < shards:
+        raise EqaError(f"--shard {shard:04d}: predict.shards={shards} has 0000 to {shards - 1:04d}; name one of these")
+    batches = plan(questions, batch_size)
+    mine = batches[len(batches) * shard // shards : len(batches) * (shard + 1) // shards]
+    return [question for batch in mine for question in batch]
+
+
 def read_partial(path: Path) -> dict[str, str]:
     """{question_id: prediction} of an interrupted run."""
     rows = read_journal(path)
@@ -127,7 +145,10 @@ def run(args: argparse.Namespace) -> dict:
         raise EqaError(
             f"model base4bit needs predict.engine=transformers, not {engine_name}; set it in config/config.yaml"
         )
-    questions = read_test(args.test, args.frames_dir, blind=model == "blind")
+    whole = read_test(args.test, args.frames_dir, blind=model == "blind")
+    questions = whole
+    if args.shard is not None:
+        questions = of_shard(whole, predict["batch_size"], args.shard, predict["shards"])
     weights = choose_weights(model, engine_name, args.adapter, args.merged)
     manifest = Path(args.merged) if weights == "merged" else args.base
     if engine_name not in SERVED:
@@ -155,6 +176,7 @@ def run(args: argparse.Namespace) -> dict:
         # answers of other code are not continued
         "code": [sha256_file(ROOT / name) for name in code_files("scripts.predict", ROOT)],
         "test": sha256_file(args.test),
+        "shard": args.shard,
         "frames": sha256_file(args.frames) if args.frames else "",
         "weights": sha256_file(manifest) if engine_name not in SERVED or manifest.is_file() else "",
         "adapter": sha256_file(Path(args.adapter)) if weights == "base+adapter" else "",
@@ -167,6 +189,7 @@ def run(args: argparse.Namespace) -> dict:
         config=config,
         work_dir=work,
         quantized=model == "base4bit",
+        questions=tuple(whole),
     )
     with _lock(work.with_suffix(".lock")):
         work.mkdir(exist_ok=True)
@@ -189,7 +212,7 @@ def generate(questions: Sequence[Question], setup: Setup, partial: Path) -> tupl
     predict = setup.config["predict"]
     whole = read_partial(partial)
     # LLaMA-Factory is one process that writes at its end
-    size = len(questions) if predict["engine"] == "llamafactory" else predict["batch_size"]
+    size = (len(questions) or 1) if predict["engine"] == "llamafactory" else predict["batch_size"]
     batches = plan(questions, size)
     waiting = [batch for batch in batches if any(question.question_id not in whole for question in batch)]
     again = {question.question_id for batch in waiting for question in batch}
@@ -233,6 +256,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--frames-dir", type=path_argument, default=Path("results/frames"), help="folder of the pictures"
     )
     parser.add_argument("--config", type=json_argument, required=True, help="sections predict, vision, train as JSON")
+    parser.add_argument(
+        "--shard", type=int, help="number of the shard, of predict.shards in all; left out: all questions"
+    )
     parser.add_argument("--work-dir", type=path_argument, required=True, help="folder for unfinished predictions")
     parser.add_argument("--output", type=path_argument, required=True, help="answers, one JSON object a line")
     parser.add_argument("--meta", type=path_argument, required=True, help="record of how they were made")

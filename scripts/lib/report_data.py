@@ -52,6 +52,7 @@ RULES = [
     "merge_adapter",
     "verify_merge",
     "predict",
+    "join_predictions",
     "predict_majority",
     "score",
     "judge_answers",

@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("torch", reason="needs envs/train")
 
-from scripts import predict
+from scripts import join_predictions, predict
 from tests.train import prediction_data
 
 
@@ -119,3 +119,25 @@ def test_an_unreadable_frame_is_named(tiny: dict, tmp_path: Path, capsys: pytest
     (tmp_path / "frames/hm3d-v0/000-room/003.jpg").write_bytes(b"\xff\xd8\xff broken")
     assert predict.main(prediction_data.arguments(tmp_path, tiny["base"], test, prediction_data.config())) == 2
     assert "000-room/003.jpg: no readable picture" in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_answers_are_the_same_bytes_for_any_number_of_shards(tiny: dict, tmp_path: Path, dtype: str) -> None:
+    """In bfloat16 a batch's shape decides ties: a shard keeps the batches and the prefixes of the whole."""
+    predicted(tmp_path, tiny, "tuned", batch_size=4, dtype=dtype)
+    wanted = (tmp_path / "tuned.jsonl").read_bytes(), (tmp_path / "tuned.meta.json").read_bytes()
+    for shards in (1, 2, 5):
+        folder = tmp_path / str(shards)
+        settings = prediction_data.config(batch_size=4, dtype=dtype, shards=shards)
+        for shard in range(shards):
+            line = prediction_data.arguments(
+                folder, tiny["base"], tiny["test"], settings, "tuned", adapter=tiny["adapter"]
+            )
+            line += ["--shard", f"{shard:04d}", "--output", str(folder / f"shards/tuned/{shard:04d}.jsonl")]
+            assert predict.main([*line, "--meta", str(folder / f"shards/tuned/{shard:04d}.meta.json")]) == 0
+        line = ["--model", "tuned", "--test", str(tiny["test"]), "--shards-dir", str(folder / "shards")]
+        line += ["--output", str(folder / "tuned.jsonl"), "--meta", str(folder / "tuned.meta.json")]
+        assert join_predictions.main([*line, "--config", json.dumps({"predict": {"shards": shards}})]) == 0
+        assert ((folder / "tuned.jsonl").read_bytes(), (folder / "tuned.meta.json").read_bytes()) == wanted
+    empty = tmp_path / "5/shards/tuned/0000.jsonl"
+    assert empty.read_bytes() == b"", "four batches are too few for five shards: no model is loaded for the fifth"

@@ -38,6 +38,8 @@ class Setup:
         config: sections predict, vision, train (template, cutoff_len).
         work_dir: folder for this run's leftovers.
         quantized: load the base in 4 bits (NF4, double quantization) as training does.
+        questions: the whole test part, of which the batches may be a part: what an episode's prompts share is taken from
+            all of them, so that no answer depends on shards or on where a run was interrupted. () for those asked.
     """
 
     weights: Path
@@ -45,6 +47,7 @@ class Setup:
     config: Mapping
     work_dir: Path
     quantized: bool = False
+    questions: tuple[Question, ...] = ()
 
 
 class Engine(Protocol):

@@ -74,8 +74,8 @@ class TransformersEngine:
         self.load()
         groups = list(dict.fromkeys(_group(question) for batch in batches for question in batch))
         members: dict[str, list[Question]] = {group: [] for group in groups}
-        for batch in batches:
-            for question in batch:
+        for question in self.setup.questions or [question for batch in batches for question in batch]:
+            if _group(question) in members:
                 members[_group(question)].append(question)
         kept: dict[str, tuple[Episode, Prefix]] = {}
         with ThreadPoolExecutor(max_workers=PICTURE_THREADS) as pool:

@@ -25,7 +25,7 @@ from pathlib import Path
 from scripts.lib import checkpoints, llamafactory_args
 from scripts.lib.base_model import check_model_folder
 from scripts.lib.cli import entry, json_argument, path_argument
-from scripts.lib.config import canonical_json
+from scripts.lib.config import canonical_json, check_types
 from scripts.lib.errors import EqaError
 from scripts.lib.files import (
     atomic_folder,
@@ -202,6 +202,7 @@ def run(args: argparse.Namespace) -> dict:
     """Train, or take over a finished training; write the adapter and the log folder."""
     one_thread()
     config = args.config
+    check_types({name: config[name] for name in ("train", "vision")}, ROOT)
     check_base(args.base)
     counts = check_data(args.dataset_dir)
     frames = args.frames or args.dataset_dir.parent / "frames/manifest.json"

@@ -215,6 +215,21 @@ def check_config(config: object, root: Path) -> None:
     check_sense(config)
 
 
+def check_types(part: Mapping, root: Path) -> None:
+    """Types of the keys that a script was given by hand, where no Snakefile has checked the recipe.
+
+    Raises:
+        EqaError: the first value of another type than config/schema.yaml says, such as a rate given as text.
+    """
+    from jsonschema import Draft202012Validator
+
+    sections = load_yaml(root / "config/schema.yaml")["properties"]
+    schema = {"type": "object", "properties": {name: sections[name] for name in part}}
+    for error in Draft202012Validator(schema).iter_errors(dict(part)):
+        if error.validator == "type":
+            raise EqaError(f"config: {_shape_message(error, part)}")
+
+
 def resolve_source(source: str, key: str = "data.source") -> Path | None:
     """The folder that `data.source` (or another path key) names; None for "".
 

@@ -94,6 +94,13 @@ def test_every_key_of_the_usual_recipe_is_rendered_or_accounted_for() -> None:
     assert [key for key in USUAL if key not in args and key not in gone] == []
 
 
+def test_every_key_of_the_usual_recipe_has_its_row_in_the_docs() -> None:
+    page = (ROOT / "docs/training.md").read_text()
+    rows = [line.split("|")[1] for line in page.split("## Every key")[1].splitlines() if line.startswith("| `")]
+    named = re.findall(r"`([a-z_0-9]+)(?::[^`]*)?`", " ".join(rows))
+    assert sorted(named) == sorted(USUAL), "each once"
+
+
 def test_every_key_of_the_config_has_a_place() -> None:
     known = set(la.PASSED) | set(la.OURS)
     assert set(recipe("demo")["train"]) - known == set()

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
+import shutil
 import signal
+import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("torch", reason="needs envs/train")
 
-from scripts import merge_adapter, train_adapter, verify_merge
+from scripts import merge_adapter, predict, train_adapter, verify_merge
 from scripts.lib import checkpoints, trainer
 from scripts.lib.files import read_json, sha256_file, write_json, write_manifest
+from tests.train import prediction_data
 from tests.train import training_data as data
 
 MERGE = {"merge": {"dtype": "float32", "shard_gb": 2, "tolerance": 1e-4, "sample": 3}}
@@ -157,6 +162,87 @@ def test_full_disk_while_a_checkpoint_is_written_costs_only_that_one(
     assert data.contents(inside / "full_out/adapter") == data.contents(inside / "out/adapter")
 
 
+def test_disk_that_fills_up_during_training_costs_only_the_checkpoint_being_written(
+    space: Path, tmp_path: Path
+) -> None:
+    """A real full disk: a small one of memory under the checkpoints, filled up after the first."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=96m", "tmpfs", str(disk)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"no small disk can be mounted here: {mounted.stderr.decode().strip()}")
+    try:
+        line = data.arguments(data.config(), work=str(disk), out="filled")
+        process = data.start(space, line, "filled.log")
+        wait_for(lambda: list(disk.glob("*/checkpoint-2/complete.json")), process)
+        with contextlib.suppress(OSError), (disk / "filler").open("wb", buffering=0) as file:
+            while True:
+                file.write(b"x" * 4096)
+        assert process.wait(timeout=300) == 2
+        said = (space / "filled.log").read_text().strip().splitlines()[-1]
+        assert "the disk is full" in said
+        assert "run again" in said
+        assert not (space / "filled").exists()
+        (run_dir,) = data.run_dirs(disk)
+        whole = [path.name for path in checkpoints.checkpoints(run_dir) if checkpoints.is_complete(path)]
+        assert whole, "what was complete is still there"
+        assert not (run_dir / "finished.json").exists()
+        (disk / "filler").unlink()
+        again = data.start(space, line, "refilled.log")
+        assert again.wait(timeout=300) == 0, (space / "refilled.log").read_text()
+        assert f"going on from {run_dir / whole[-1]}" in (space / "refilled.log").read_text()
+        assert data.contents(space / "filled/adapter") == data.contents(space / "out/adapter")
+        assert read_json(space / "filled/train_log/curves.json") == read_json(space / "out/train_log/curves.json")
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def test_changed_recipe_or_data_never_resumes_a_stale_checkpoint(
+    inside: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """An interrupted training lies in the work folder: only the same command goes on from it."""
+
+    class Started(Exception):
+        pass
+
+    seen = []
+
+    def began(job: dict) -> None:
+        seen.append(job["args"].get("resume_from_checkpoint"))
+        raise Started
+
+    shutil.copytree(inside / "work", inside / "stale")
+    finished = next((inside / "stale").glob("*/finished.json"))
+    finished.unlink()
+    monkeypatch.setattr(trainer, "train", began)
+
+    def resumed(**changes: object) -> str | None:
+        with pytest.raises(Started):
+            train_adapter.main(data.arguments(data.config(**changes), work="stale", out="never"))
+        return seen[-1]
+
+    newest = checkpoints.newest_complete(finished.parent, needs_best=True)
+    assert resumed() == f"stale/{finished.parent.name}/{newest.name}"
+    for changes in (
+        {"learning_rate": 1e-3},
+        {"lora_rank": 4},
+        {"seed": 8},
+        {"epochs": 3.0},
+        {"batch_size": 1},
+        {"precision": "fp32"},
+        {"extra": {"use_rslora": True}},
+    ):
+        assert resumed(**changes) is None, changes
+    for name in ("results/sft/train.json", "results/frames/manifest.json"):
+        file = inside / name
+        kept = file.read_text()
+        file.write_text(kept + " ")
+        assert resumed() is None, name
+        file.write_text(kept)
+    assert resumed() is not None
+    assert not (inside / "never").exists()
+
+
 def test_too_little_gpu_memory_says_what_would_fit(
     inside: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
@@ -225,6 +311,43 @@ def test_loss_that_is_no_number_stops_with_its_step(inside: Path, capsys: pytest
     assert not any(checkpoints.is_complete(folder) for folder in (inside / "w2").glob("*/checkpoint-*"))
 
 
+@pytest.mark.parametrize(
+    "seen_by",
+    [{"logging_steps": 1}, {"logging_steps": 8, "eval_steps": 8, "load_best": False}],
+    ids=["the log", "the check of a checkpoint just written"],
+)
+def test_loss_that_stops_being_a_number_keeps_the_last_good_checkpoint(
+    inside: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, seen_by: dict
+) -> None:
+    """One weight becomes infinite before the third step; each step has a checkpoint."""
+    import torch
+
+    make = trainer.make_callback
+
+    def poisoned(job: dict, run_dir: Path) -> object:
+        watch = make(job, run_dir)
+        begin = watch.on_step_begin
+
+        def on_step_begin(args: object, state: object, control: object, model: object = None, **rest: object) -> None:
+            begin(args, state, control, **rest)
+            if state.global_step == 2:
+                with torch.no_grad():
+                    next(p for p in model.parameters() if p.requires_grad).fill_(float("inf"))
+
+        watch.on_step_begin = on_step_begin
+        return watch
+
+    monkeypatch.setattr(trainer, "make_callback", poisoned)
+    work, out = f"w4_{seen_by['logging_steps']}", f"o4_{seen_by['logging_steps']}"
+    recipe = data.config(**{"save_steps": 1, "eval_steps": 1} | seen_by)
+    said = refused(data.arguments(recipe, work=work, out=out), capsys, "at step 3", "Lower train.learning_rate")
+    (run_dir,) = data.run_dirs(inside / work)
+    good = run_dir.relative_to(inside) / "checkpoint-2"
+    assert f"the last good checkpoint is {good}." in said
+    assert checkpoints.newest_complete(run_dir, needs_best=False).name == "checkpoint-2"
+    assert not (inside / out).exists()
+
+
 def test_cut_sample_trips_the_guard(inside: Path, capsys: pytest.CaptureFixture) -> None:
     """A cutoff that LLaMA-Factory obeys in silence: the last answer is gone, the pictures are not."""
     recipe = data.config(cutoff_len=100)
@@ -258,12 +381,47 @@ def test_base_that_lacks_its_weights_is_refused(inside: Path, capsys: pytest.Cap
     (inside / "aside").replace(weights)
 
 
-def test_empty_training_part_is_refused(inside: Path, capsys: pytest.CaptureFixture) -> None:
-    file = inside / "results/sft/train.json"
+@pytest.mark.parametrize(("part", "words"), [("train", "no training samples"), ("val", "no validation samples")])
+def test_empty_part_is_refused(inside: Path, capsys: pytest.CaptureFixture, part: str, words: str) -> None:
+    file = inside / f"results/sft/{part}.json"
     kept = file.read_text()
     file.write_text("[]")
-    refused(data.arguments(data.config()), capsys, "train.json", "no training samples")
+    refused(data.arguments(data.config(), work="e", out="e_out"), capsys, f"{part}.json", words, "add episodes")
     file.write_text(kept)
+    assert not (inside / "e_out").exists()
+
+
+def test_learning_rate_given_as_text_by_hand_is_refused(inside: Path, capsys: pytest.CaptureFixture) -> None:
+    """LLaMA-Factory's parser takes it, and the optimizer then fails with a traceback."""
+    recipe = data.config(learning_rate="2e-5")
+    refused(data.arguments(recipe, work="e", out="e_out"), capsys, 'train.learning_rate="2e-5"', "number is wanted")
+    assert not (inside / "e_out").exists()
+
+
+def test_base_without_a_shard_or_of_another_kind_is_refused(inside: Path, capsys: pytest.CaptureFixture) -> None:
+    """Hashes made right, so that only the folder's content can tell."""
+    base = inside / "other_base"
+
+    def copy(change: Callable[[dict], None]) -> list[str]:
+        shutil.rmtree(base, ignore_errors=True)
+        shutil.copytree(inside / "models/base", base)
+        config = read_json(base / "config.json")
+        change(config)
+        write_json(base / "config.json", config)
+        write_manifest(base, {"name": "other", "source": "local"})
+        line = data.arguments(data.config(), work="e", out="e_out")
+        return [word.replace("models/base/", "other_base/") for word in line]
+
+    def sharded(config: dict) -> None:
+        index = {"weight_map": {"a": "model.safetensors", "b": "model-00002-of-00002.safetensors"}}
+        write_json(base / "model.safetensors.index.json", index)
+
+    refused(copy(sharded), capsys, "model-00002-of-00002.safetensors", "missing")
+    other = "Qwen2VLForConditionalGeneration"
+    refused(copy(lambda c: c.update(architectures=[other])), capsys, other, "use a Qwen3-VL model")
+    refused(copy(lambda c: c.update(quantization_config={"bits": 4})), capsys, "quantized")
+    assert not (inside / "e_out").exists()
+    assert not list((inside / "e").glob("*")), "no folder of a run either"
 
 
 def test_typo_in_extra_is_refused_with_near_matches(inside: Path, capsys: pytest.CaptureFixture) -> None:
@@ -371,6 +529,18 @@ def test_merge_refuses_an_adapter_of_another_base(inside: Path, capsys: pytest.C
     write_manifest(folder, {"base_sha256": "0" * 64})
     refused(merge_arguments(adapter="stranger", out="m2"), capsys, "another base model", script=merge_adapter)
     assert not (inside / "m2").exists()
+
+
+def test_prediction_refuses_an_adapter_of_another_base(inside: Path, capsys: pytest.CaptureFixture) -> None:
+    folder = inside / "foreign"
+    shutil.copytree(inside / "out/adapter", folder)
+    write_manifest(folder, {"base_sha256": "0" * 64})
+    line = ["--model", "tuned", "--test", "results/sft/test.json", "--frames", "results/frames/manifest.json"]
+    line += ["--base", "models/base/manifest.json", "--adapter", "foreign/manifest.json"]
+    line += ["--config", json.dumps(prediction_data.config()), "--work-dir", "p_work"]
+    line += ["--output", "p_out/tuned.jsonl", "--meta", "p_out/tuned.meta.json"]
+    refused(line, capsys, "foreign/manifest.json", "another base model", script=predict)
+    assert not (inside / "p_out").exists()
 
 
 def test_merge_says_what_disk_it_needs(

@@ -10,6 +10,7 @@ configfile: "config/config.yaml"
 
 include: "rules/common.smk"
 include: "rules/running.smk"
+include: "rules/terminal.smk"
 include: "rules/provenance.smk"
 include: "rules/data.smk"
 include: "rules/train.smk"

@@ -154,38 +154,39 @@ def plan(config: Mapping, cuda: bool) -> list[Step]:
     add("train_adapter", train, [script("train_adapter", *words)], "build_sft", gpu=True)
 
     settings = part("predict", "vision", "train.template", "train.cutoff_len")
-    parts = [f"{shard:04d}" for shard in range(config["predict"].get("shards", 0))]
+    parts = [f"{shard:04d}" for shard in range(config["predict"]["shards"])]
     for name in ("base", "tuned", "blind"):
         words = ("--model", name, *test, *frames, *base, *(adapter if name == "tuned" else ()))
         needs = ("build_sft", "train_adapter") if name == "tuned" else ("build_sft",)
-        out = ("--output", f"results/predictions/{name}.jsonl", "--meta", f"results/predictions/{name}.meta.json")
-        end = ("--config", settings, "--work-dir", "work/predict")
-        if not parts:
-            add(f"predict/{name}", train, [script("predict", *words, *end, *out)], *needs, gpu=True)
-            continue
         stem = f"results/predictions/shards/{name}"
-        for number in parts:  # one after the other: each wants the GPU
-            mine = ("--output", f"{stem}/{number}.jsonl", "--meta", f"{stem}/{number}.meta.json")
-            command = script("predict", *words, "--shard", number, *end, *mine)
-            add(f"predict/{name}/{number}" if len(parts) > 1 else f"predict/{name}", train, [command], *needs, gpu=True)
+        made = {number: f"predict/{name}/{number}" if len(parts) > 1 else f"predict/{name}" for number in parts}
+        for number, step in made.items():  # one after the other: each wants the GPU
+            out = ("--output", f"{stem}/{number}.jsonl", "--meta", f"{stem}/{number}.meta.json")
+            end = ("--shard", number, "--config", settings, "--work-dir", "work/predict", *out)
+            add(step, train, [script("predict", *words, *end)], *needs, gpu=True)
         words = ("--model", name, *test, "--shards-dir", "results/predictions/shards", "--config")
-        made = [step.name for step in steps if step.name.startswith(f"predict/{name}")]
-        command = script("join_predictions", *words, part("predict.shards"), *out)
-        add(f"join_predictions/{name}", light, [command], *made)
-    answers = "join_predictions" if parts else "predict"
+        words += (part("predict.shards"), "--output", f"results/predictions/{name}.jsonl")
+        words += ("--meta", f"results/predictions/{name}.meta.json")
+        add(f"join_predictions/{name}", light, [script("join_predictions", *words)], *made.values())
     out = ("--output", "results/predictions/majority.jsonl", "--meta", "results/predictions/majority.meta.json")
     add("predict_majority", light, [script("predict_majority", *asked, *split, *out)], "split_questions")
     for name in MODELS:
         words = ("--model", name, "--predictions", f"results/predictions/{name}.jsonl")
         words += ("--meta", f"results/predictions/{name}.meta.json", *asked, *split, "--config", part("score"))
         words += ("--output", f"results/metrics/{name}.json", "--rows", f"results/metrics/{name}.questions.jsonl")
-        needs = "predict_majority" if name == "majority" else f"{answers}/{name}"
+        needs = "predict_majority" if name == "majority" else f"join_predictions/{name}"
         add(f"score/{name}", light, [script("score", *words)], needs)
     for name in ("base", "tuned"):
         words = ("--model", name, "--predictions", f"results/predictions/{name}.jsonl", *asked, *split, "--prompts")
         words += (f"{raw}/prompts/manifest.json", "--config", part("judge", "score", "deliver.llm_match"))
         words += ("--work-dir", "work/judge", "--output", f"results/metrics/llm_match_{name}.json")
-        add(f"judge_answers/{name}", light, [script("judge_answers", *words)], f"{answers}/{name}", "fetch_prompts")
+        add(
+            f"judge_answers/{name}",
+            light,
+            [script("judge_answers", *words)],
+            f"join_predictions/{name}",
+            "fetch_prompts",
+        )
     words = ("--metrics-dir", "results/metrics", "--config", part("score"), "--output", "results/metrics.json")
     words += ("--comparison", "results/metrics/comparison.json")
     needs = [f"score/{name}" for name in MODELS] + [f"judge_answers/{name}" for name in ("base", "tuned")]
@@ -205,7 +206,7 @@ def plan(config: Mapping, cuda: bool) -> list[Step]:
         words += (part("serve", "predict"), "--output", "results/serve/check_lmdeploy.json")
         server = ("scripts.serve", "--server", "lmdeploy")
         around = {"before": (*server, "--background", "true"), "after": (*server, "--stop")}
-        needs = ("merge_adapter", f"{answers}/tuned")
+        needs = ("merge_adapter", "join_predictions/tuned")
         add("check_serving", serve, [script("check_serving", *words)], *needs, gpu=True, **around)
     return steps
 
@@ -741,6 +742,7 @@ def rehearse(args: argparse.Namespace) -> dict:
         records.append(source)
     steps = plan(config, cuda)
     keys = step_keys(steps, canonical_json([source.get("facts", {}).get("key", ""), args.device]))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what a step has started is ended first
     ended = time.monotonic() + args.limit_s if args.limit_s else math.inf
     good: set[str] = set()
     ran = 0

@@ -18,6 +18,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -30,8 +31,19 @@ ROOT = Path(__file__).resolve().parents[2]
 SETS = {"light": ".", "train": "envs/train", "serve": "envs/serve"}
 # the host's own driver and GPU decide these; a version of theirs is as good as the lock's
 HOST = re.compile(r"(torch|torchvision|torchaudio|triton|cuda-[a-z-]+|nvidia-.+)")
-# the light environment's packages that no step of the rehearsal imports
-NOT_REHEARSED = re.compile(r"(snakemake.*|dvc.*|uv|prov|moto.*|playwright|decord)")
+# what the steps that run in the light environment import; Snakemake, DVC and the report are not rehearsed
+LIGHT = (
+    "opencv-python-headless",
+    "numpy",
+    "pyyaml",
+    "jsonschema",
+    "httpx",
+    "tqdm",
+    "sacrebleu",
+    "rouge-score",
+    "scipy",
+)
+LIGHT += ("filelock",)
 DROPPED = ("lmdeploy:lmdeploy/turbomind/*", "lmdeploy:lmdeploy/lib/*", "bitsandbytes:*_rocm*.so")
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64", "any")
 
@@ -68,6 +80,23 @@ def locked(text: str, python: str) -> dict[str, str]:
         wanted = Requirement(line)
         if wanted.marker is None or wanted.marker.evaluate(machine):
             found[canonical(wanted.name)] = next(iter(wanted.specifier)).version
+    return found
+
+
+def closure(lock: Mapping, roots: Sequence[str]) -> set[str]:
+    """Names of `roots` and of all that they depend on in a parsed uv.lock, extras and other platforms included."""
+    needs: dict[str, set[str]] = {}
+    for package in lock["package"]:
+        optional = [row for rows in package.get("optional-dependencies", {}).values() for row in rows]
+        named = {row["name"] for row in [*package.get("dependencies", []), *optional]}
+        needs.setdefault(package["name"], set()).update(named)
+    found: set[str] = set()
+    waiting = list(roots)
+    while waiting:
+        name = waiting.pop()
+        if name not in found:
+            found.add(name)
+            waiting += needs.get(name, ())
     return found
 
 
@@ -156,7 +185,8 @@ def run(output: Path, python: str, have: Path | None, drop: Sequence[str]) -> di
     for folder, environment in SETS.items():
         wanted = lacking(locked(export(environment), python), there)
         if folder == "light":
-            wanted = {name: version for name, version in wanted.items() if not NOT_REHEARSED.fullmatch(name)}
+            used = closure(tomllib.loads((ROOT / "uv.lock").read_text(encoding="utf-8")), LIGHT)
+            wanted = {name: version for name, version in wanted.items() if name in used}
         download(wanted, python, output / folder)
         for rule in (*DROPPED, *drop):
             name, colon, pattern = rule.partition(":")

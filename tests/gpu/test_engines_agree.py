@@ -62,15 +62,17 @@ def answers(runner, rows) -> dict[str, list[str]]:
     recipe = read_json(runner.work / "config/config.yaml")
     found = {}
     for engine, environment in ENGINES.items():
-        predict = recipe["predict"] | {"engine": engine, "max_new_tokens": TOKENS, "batch_size": ASKED}
+        predict = recipe["predict"] | {"engine": engine, "max_new_tokens": TOKENS, "batch_size": ASKED, "shards": 1}
         train = {key: recipe["train"][key] for key in ("template", "cutoff_len")}
         out = f"work/agree/{engine}.jsonl"
         words = ["--model", "base", "--test", "work/agree/sft/test.json", "--frames", "results/frames/manifest.json"]
         words += ["--base", "results/merged/manifest.json", "--work-dir", "work/agree/work"]
-        if "shards" in predict:
-            predict["shards"] = 1
-            words += ["--shard", "0000"]
-        words += ["--config", json.dumps({"predict": predict, "vision": recipe["vision"], "train": train})]
+        words += [
+            "--shard",
+            "0000",
+            "--config",
+            json.dumps({"predict": predict, "vision": recipe["vision"], "train": train}),
+        ]
         call(runner, environment, "scripts.predict", *words, "--output", out, "--meta", f"work/agree/{engine}.json")
         by_id = {row["question_id"]: row["prediction"] for row in read_jsonl(runner.work / out)}
         found[engine] = [by_id[row["question_id"]] for row in rows]

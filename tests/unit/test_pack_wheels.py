@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 import zipfile
+from pathlib import Path
 
+import pytest
+
+from bench import rehearse
+from scripts.lib.errors import EqaError
 from tests.gpu import pack_wheels
 
 EXPORT = """\
@@ -36,18 +42,60 @@ def test_without_a_list_everything_is_packed():
     assert pack_wheels.lacking(wanted, {}) == wanted
 
 
-def test_trimmed_wheel_keeps_a_true_record(tmp_path):
-    wheel = tmp_path / "thing-1.0-py3-none-any.whl"
+def test_light_packages_bring_what_they_depend_on_and_no_more():
+    lock = {
+        "package": [
+            {"name": "a", "dependencies": [{"name": "b"}], "optional-dependencies": {"x": [{"name": "c"}]}},
+            {"name": "b", "dependencies": [{"name": "a"}]},
+            {"name": "c"},
+            {"name": "d", "dependencies": [{"name": "a"}]},
+        ]
+    }
+    assert pack_wheels.closure(lock, ["a"]) == {"a", "b", "c"}
+
+
+def write_wheel(folder: Path) -> Path:
+    """A wheel with one module and one heavy file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    wheel = folder / "thing-1.0-py3-none-any.whl"
     with zipfile.ZipFile(wheel, "w") as file:
         file.writestr("thing/__init__.py", "answer = 42\n")
         file.writestr("thing/lib/heavy.so", bytes(100_000))
-        file.writestr("thing-1.0.dist-info/METADATA", "Name: thing\n")
-        rows = ["thing/__init__.py,sha256=x,12", "thing/lib/heavy.so,sha256=x,100000", "thing-1.0.dist-info/RECORD,,"]
+        file.writestr("thing-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: thing\nVersion: 1.0\n")
+        file.writestr("thing-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        names = ("thing/__init__.py", "thing/lib/heavy.so", "thing-1.0.dist-info/METADATA", "thing-1.0.dist-info/WHEEL")
+        rows = [f"{name},," for name in (*names, "thing-1.0.dist-info/RECORD")]
         file.writestr("thing-1.0.dist-info/RECORD", "\n".join(rows))
+    return wheel
+
+
+def test_trimmed_wheel_keeps_a_true_record(tmp_path):
+    wheel = write_wheel(tmp_path)
     pack_wheels.trim(wheel, ["thing/lib/*"])
     with zipfile.ZipFile(wheel) as file:
         assert "thing/lib/heavy.so" not in file.namelist()
         record = file.read("thing-1.0.dist-info/RECORD").decode()
     assert "heavy" not in record
-    assert record.count("sha256=") == 2
+    assert record.count("sha256=") == 3
     assert record.endswith("thing-1.0.dist-info/RECORD,,\n")
+
+
+def test_rehearsal_installs_trimmed_wheels_without_an_index_once(tmp_path):
+    pack_wheels.trim(write_wheel(tmp_path / "wheels/train"), ["thing/lib/*"])
+    work = tmp_path / "work"
+    rehearse.install(tmp_path / "wheels", work, sys.executable)
+    module = work / "site/train/thing/__init__.py"
+    assert module.read_text() == "answer = 42\n"
+    assert not (work / "site/train/thing/lib").exists()
+    module.write_text("answer = 43\n")
+    rehearse.install(tmp_path / "wheels", work, sys.executable)
+    assert module.read_text() == "answer = 43\n"
+
+
+def test_folder_without_wheels_is_refused_by_name(tmp_path):
+    (tmp_path / "wheels/other").mkdir(parents=True)
+    with pytest.raises(EqaError, match="none of the folders light, serve, train"):
+        rehearse.install(tmp_path / "wheels", tmp_path / "work", sys.executable)
+    (tmp_path / "wheels/serve").mkdir()
+    with pytest.raises(EqaError, match=r"serve: no wheel in it"):
+        rehearse.install(tmp_path / "wheels", tmp_path / "work", sys.executable)

@@ -81,7 +81,7 @@ dag: .tools/ready ## draw the rule graph to docs/rulegraph.svg
 	@$(RUN) python -m scripts.draw_rulegraph --output docs/rulegraph.svg
 
 tensorboard: .tools/ready ## look at the training curves
-	@envs/train/.venv/bin/tensorboard --logdir results/train_log/tensorboard --host 127.0.0.1
+	@envs/train/.venv/bin/tensorboard --logdir_spec finished:results/train_log/tensorboard,running:work/train --host 127.0.0.1
 
 serve: .tools/ready ## make serve [SERVER=lmdeploy|llamacpp]: serve the merged model on 127.0.0.1
 	@.venv/bin/python -m scripts.serve --server "$(or $(SERVER),lmdeploy)"

@@ -22,6 +22,7 @@ from scripts.lib.chat_client import openai_content, sample_message
 from scripts.lib.cli import entry, json_argument, path_argument
 from scripts.lib.errors import EqaError
 from scripts.lib.files import atomic_path, check_manifest, disabled, read_json, write_json
+from scripts.lib.progress import Progress
 from scripts.lib.serve_settings import lmdeploy_dtype, session_length
 
 log = logging.getLogger("bench_lmdeploy")
@@ -184,13 +185,16 @@ def measure(folder: Path, samples: list[dict], frames: Path, settings: dict, max
     try:
         with MemoryWatch() as watch, lmdeploy.pipeline(str(folder), backend_config=engine) as pipe:
             loaded = MemoryWatch.now()
-            for pictures in sorted({min(number, most) for number in PICTURES}):
-                for batch, rounds in ROUNDS.items():
+            plan = [(number, *item) for number in sorted({min(n, most) for n in PICTURES}) for item in ROUNDS.items()]
+            with Progress(sum(rounds + 1 for _, _, rounds in plan), "rounds") as progress:
+                for pictures, batch, rounds in plan:
                     prompts = chat_prompts(pick_samples(samples, batch * (rounds + 1)), frames, pictures)
                     batches = [prompts[start : start + batch] for start in range(0, len(prompts), batch)]
                     run_round(pipe, batches[-1], generation)
+                    progress.update()
                     row = {"pictures": pictures, "batch": batch, "rounds": rounds}
                     row |= summarize(run_round(pipe, part, generation) for part in batches[:-1])
+                    progress.update(rounds)
                     log.info(
                         "%d pictures, batch %d: p50 %.3f s, %.2f requests/s",
                         pictures,

@@ -19,6 +19,7 @@ from scripts.lib.cli import entry, json_argument, path_argument
 from scripts.lib.errors import EqaError
 from scripts.lib.files import atomic_folder, check_manifest, disabled, write_json, write_manifest
 from scripts.lib.ollama_folder import check_shards
+from scripts.lib.progress import track
 
 log = logging.getLogger("export_gguf")
 MODEL, PROJECTOR = "model-f16.gguf", "mmproj-f16.gguf"
@@ -83,11 +84,8 @@ def run(merged: Path, config: dict, output: Path) -> dict:
 
     made = {}
     with atomic_folder(output) as part:
-        for name, kind, projector in (
-            (MODEL, "f16", False),
-            (PROJECTOR, "f16", True),
-            ("model-q8_0.gguf", "q8_0", False),
-        ):
+        wanted = ((MODEL, "f16", False), (PROJECTOR, "f16", True), ("model-q8_0.gguf", "q8_0", False))
+        for name, kind, projector in track(wanted, "files"):
             log.info("%s", name)
             convert(folder, part / name, kind, projector)
             facts = describe(part / name)

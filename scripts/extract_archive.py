@@ -20,6 +20,7 @@ from scripts.lib.episode_frames import RECORD, check_disk, frames_config, frames
 from scripts.lib.errors import EqaError
 from scripts.lib.files import read_json, remove, safe_join, sha256_file, write_json
 from scripts.lib.frame_choice import midpoint_indices, uniform_indices
+from scripts.lib.progress import Progress
 from scripts.lib.readers import SpooledFrames
 from scripts.sample_frames import usable_episodes
 
@@ -62,6 +63,7 @@ def extract(
     for episode, (_, names) in waiting.items():
         wanted[episode] = {names[i]: i for i in wanted_indices(len(names), config)}
     have: dict[str, dict[int, Path]] = {episode: {} for episode in waiting}
+    progress = Progress(len(waiting), "episodes")
     for name, member, tar in walk_archive(archive):
         found = episode_of(name, have)
         if found is None or found[1] not in wanted[found[0]]:
@@ -80,6 +82,8 @@ def extract(
             raise EqaError(f"{archive}: {_member(str(error), have[episode], episode, names)}") from None
         for path in have.pop(episode).values():
             path.unlink()
+        progress.update()
+    progress.close()
     if waiting:
         raise EqaError(
             f"{archive}: frames of {min(waiting)} are not there any more; run snakemake --forcerun list_source"

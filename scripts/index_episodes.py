@@ -21,6 +21,7 @@ from scripts.lib.config import resolve_source
 from scripts.lib.errors import EqaError
 from scripts.lib.files import is_disabled, read_json, read_manifest, write_json
 from scripts.lib.frame_choice import check_enough, uniform_indices
+from scripts.lib.progress import track
 from scripts.lib.questions import check_nesting, read_questions
 from scripts.lib.readers import open_reader
 from scripts.lib.sources import FRAME_SUFFIXES, find_episodes, short_hash
@@ -174,7 +175,7 @@ def index(
     """One record an episode, sorted."""
     frames = config["frames"]
     episodes = []
-    for episode, root in sorted({(row["episode_history"], row["root"]) for row in questions}):
+    for episode, root in track(sorted({(row["episode_history"], row["root"]) for row in questions}), "episodes"):
         record = found[root].get(episode)
         folder = roots[root]
         entry_ = {

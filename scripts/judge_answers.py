@@ -25,6 +25,7 @@ from scripts.lib.config import canonical_json
 from scripts.lib.errors import EqaError
 from scripts.lib.evaluation import Gold, read_gold, read_predictions
 from scripts.lib.files import check_manifest, disabled, is_disabled, read_json, read_manifest, sha256_file, write_json
+from scripts.lib.progress import Progress
 from scripts.score import DIGITS, grouped
 
 log = logging.getLogger(__name__)
@@ -100,7 +101,10 @@ def ask(tasks: Sequence[Task], judge: Mapping, key: str) -> None:
 
     with ThreadPoolExecutor(max_workers=THREADS) as pool:
         futures = [pool.submit(one, task) for task in tasks]
-        _, rest = wait(futures, return_when=FIRST_EXCEPTION)
+        with Progress(len(tasks), "answers") as progress:
+            for future in futures:
+                future.add_done_callback(lambda _: progress.update())
+            _, rest = wait(futures, return_when=FIRST_EXCEPTION)
         for future in rest:
             future.cancel()
         wait(rest)

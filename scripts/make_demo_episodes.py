@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from scripts.lib.cli import entry, json_argument, path_argument
 from scripts.lib.errors import EqaError
 from scripts.lib.files import atomic_folder, disabled, write_json, write_manifest
+from scripts.lib.progress import track
 
 if TYPE_CHECKING:
     from scripts.lib.demo_scenes import Scene
@@ -277,7 +278,7 @@ def run(config: dict, output: Path) -> dict:
         return {"episodes": 0, "questions": 0}
     episodes = plan_episodes(count, demo_seed)
     with atomic_folder(output) as part:
-        for episode in episodes:
+        for episode in track(episodes, "episodes"):
             scene = scene_of(episode)
             target = part / "frames" / episode.history
             if episode.kind == "frames":

@@ -24,6 +24,7 @@ from scripts.lib.evaluation import check_ids, listed
 from scripts.lib.files import check_manifest, read_json, remove, safe_join, sha256_file, write_json, write_jsonl
 from scripts.lib.imports import code_files
 from scripts.lib.journal import append_journal, read_journal
+from scripts.lib.progress import Progress
 from scripts.lib.sharegpt import IMAGE
 from scripts.lib.threads import one_thread
 
@@ -222,16 +223,17 @@ def generate(questions: Sequence[Question], setup: Setup, partial: Path) -> tupl
     facts: dict = {"resumed": len(answers)}
     if waiting:
         engine = open_engine(predict["engine"], setup)
-        for done, (batch, texts) in enumerate(zip(waiting, engine.answer(waiting), strict=True), 1):
-            if len(texts) != len(batch):
-                raise EqaError(
-                    f"predict.engine={predict['engine']} gave {len(texts)} answers to {len(batch)} questions "
-                    f"({listed([q.question_id for q in batch])}); run again"
-                )
-            found = {q.question_id: clean(text) for q, text in zip(batch, texts, strict=True)}
-            append_journal(partial, ({"question_id": name, "prediction": text} for name, text in found.items()))
-            answers |= found
-            log.info("batch %d of %d: %d of %d answers", done, len(waiting), len(answers), len(questions))
+        with Progress(len(questions), "answers", done=len(answers)) as progress:
+            for batch, texts in zip(waiting, engine.answer(waiting), strict=True):
+                if len(texts) != len(batch):
+                    raise EqaError(
+                        f"predict.engine={predict['engine']} gave {len(texts)} answers to {len(batch)} questions "
+                        f"({listed([q.question_id for q in batch])}); run again"
+                    )
+                found = {q.question_id: clean(text) for q, text in zip(batch, texts, strict=True)}
+                append_journal(partial, ({"question_id": name, "prediction": text} for name, text in found.items()))
+                answers |= found
+                progress.update(len(answers) - progress.done)
         facts |= engine.facts()
     return answers, facts
 

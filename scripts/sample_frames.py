@@ -25,6 +25,7 @@ from scripts.lib.episode_frames import (
 )
 from scripts.lib.errors import EqaError
 from scripts.lib.files import read_json, safe_join, write_json
+from scripts.lib.progress import track
 from scripts.lib.questions import check_episode_history
 from scripts.lib.readers import open_reader
 
@@ -105,7 +106,7 @@ def run(episodes: Path, shard: str, config: dict, frames_dir: Path, output: Path
     check_disk(frames_dir, sum(record is None for record in stored.values()), wanted)
     files: dict[str, dict] = {}
     entries: dict[str, dict] = {}
-    for record in records:
+    for record in track(records, "episodes"):
         name = record["episode_history"]
         made = stored[name] or make_episode(record, wanted, config["data"]["source"], demo_root, frames_dir)
         files |= {f"{name}/{file}": facts for file, facts in made["files"].items()}

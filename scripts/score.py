@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from scripts.lib.cli import entry, json_argument, path_argument
 from scripts.lib.evaluation import Gold, read_gold, read_predictions
 from scripts.lib.files import read_json, write_json, write_jsonl
+from scripts.lib.progress import track
 
 DIGITS = 6  # of a score on 0..100: far below any interval, and the same on every processor
 
@@ -108,7 +109,7 @@ def run(args: argparse.Namespace) -> dict:
     settings = args.config["score"]
     golds = read_gold(args.questions, args.split)
     predictions = read_predictions(args.predictions, [gold.question_id for gold in golds])
-    rows = [question_row(gold, predictions[gold.question_id]) for gold in golds]
+    rows = [question_row(gold, predictions[gold.question_id]) for gold in track(golds, "answers")]
     result = {
         "model": args.model,
         "count": len(rows),

@@ -22,6 +22,7 @@ from scripts.lib.engines.transformers_engine import load_model, stop_tokens
 from scripts.lib.errors import EqaError
 from scripts.lib.files import check_manifest, read_json, read_manifest, remove, safe_join, sha256_file, write_json
 from scripts.lib.ollama_folder import check_shards
+from scripts.lib.progress import track
 from scripts.lib.sharegpt import rendered_user
 from scripts.lib.threads import one_thread
 
@@ -95,12 +96,16 @@ def run(args: argparse.Namespace) -> dict:
     limit = args.config["predict"]["max_new_tokens"]
     stops = stop_tokens(_processor(base).tokenizer)
     model = load_model(base, adapter, dtype, device)
-    first = [_answer(model, question, limit, stops, device) for question in questions]
+    first = [
+        _answer(model, question, limit, stops, device)
+        for question in track(questions, "answers", name="base + adapter")
+    ]
     wanted = [_logits(model, q, answer, device) for q, answer in zip(questions, first, strict=True)]
     del model
     model = load_model(merged, None, dtype, device)
     differences, same = [], []
-    for question, answer, logits in zip(questions, first, wanted, strict=True):
+    pairs = list(zip(questions, first, wanted, strict=True))
+    for question, answer, logits in track(pairs, "answers", name="merged"):
         differences.append(float((_logits(model, question, answer, device) - logits).abs().max()))
         same.append(_answer(model, question, limit, stops, device) == answer)
     found = verdict(differences, same, args.config["merge"])

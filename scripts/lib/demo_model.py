@@ -16,6 +16,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from scripts.lib.progress import track
 from scripts.lib.tokens import TOKEN_SIDE_PX, fitted_size
 
 if TYPE_CHECKING:
@@ -537,7 +538,7 @@ def pretrain(
     rng = random.Random(f"order {seed}")
     losses: list[tuple[float, float]] = []
     model.train()
-    for step in range(steps):
+    for step in track(range(steps), "steps"):
         cosine = 0.5 * (1 + math.cos(math.pi * step / steps))
         rate = LEARNING_RATE * min(1.0, (step + 1) / WARMUP_STEPS) * (0.03 + 0.97 * cosine)
         adam.param_groups[0]["lr"], adam.param_groups[1]["lr"] = rate, rate * 5

@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import shutil
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 
 from scripts.lib.errors import EqaError
 from scripts.lib.files import hash_file
+from scripts.lib.progress import Progress
 
 log = logging.getLogger(__name__)
 
@@ -180,7 +180,6 @@ def _way_out(code: int) -> str:
 def _request(client, address: str, part: Path, mark: Path, size: int | None) -> bool:
     """One connection. False where the next one must start from the first byte."""
     import httpx
-    from tqdm import tqdm
 
     have = part.stat().st_size if part.exists() else 0
     if size is not None and have == size:
@@ -216,9 +215,7 @@ def _request(client, address: str, part: Path, mark: Path, size: int | None) -> 
             )
         check_disk(part.parent, (total or size or have) - have, part.name.removesuffix(".part"))
         _write_mark(mark, address, response)
-        bar = tqdm(
-            total=total, initial=have, unit="B", unit_scale=True, desc=part.name, disable=not sys.stderr.isatty()
-        )
+        bar = Progress(total, "B", done=have, name=part.name.removesuffix(".part"))
         with bar, part.open("ab" if have else "wb") as file:
             for block in response.iter_raw():  # as it comes: a block gathered first would be lost with the connection
                 file.write(block)

@@ -8,36 +8,63 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import itertools
 import os
 import sys
-from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from scripts.lib import sharegpt
 from scripts.lib.cli import entry, json_argument, path_argument
 from scripts.lib.errors import EqaError
-from scripts.lib.files import check_manifest, is_disabled, read_json, read_manifest, remove, safe_join, write_json
+from scripts.lib.files import (
+    atomic_path,
+    check_manifest,
+    is_disabled,
+    read_json,
+    read_manifest,
+    remove,
+    safe_join,
+    write_json,
+    write_json_list,
+)
 from scripts.lib.tokens import ProcessorLimits, image_tokens, largest_max_pixels, read_processor_limits
 
 PARTS = ("train", "val", "test")
 FILES = ("dataset_info.json", *(f"{part}.json" for part in PARTS), "token_budget.json")
 OFFICIAL_PROMPT = "gpt4v.txt"
 BATCH = 4096  # texts that the tokenizer is given at once: their tokens lie in memory together
+EPISODES = 256  # whose rows lie in memory together
+LISTED = {"size": -1, "sha256": ""}  # stands for every file's record: size and hash are not asked for here
+KNOWN_TEXTS = 100_000  # texts whose count is remembered, some 500 bytes each
 Size = tuple[int, int]
 Turn = tuple[str, str, str]  # question_id, question, answer
 
 
+class Question(NamedTuple):
+    """What a conversation needs of a row of the index."""
+
+    question_id: str
+    question: str
+    answer: str
+    episode: str
+
+
 @dataclass
 class TokenCount:
-    """Tokens of texts; each distinct text goes through the tokenizer once."""
+    """Tokens of texts; a text that is asked for again soon does not go through the tokenizer again."""
 
     encode: Callable[[list[str]], list[int]]
     known: dict[str, int] = field(default_factory=dict)
 
     def add(self, texts: Sequence[str]) -> None:
-        """Count all texts that are new."""
+        """Count all texts that are new; the texts of the last call are always known."""
+        if len(self.known) > KNOWN_TEXTS:
+            self.known.clear()
         new = sorted(set(texts) - set(self.known))
         for start in range(0, len(new), BATCH):
             batch = new[start : start + BATCH]
@@ -144,38 +171,64 @@ def refuse_long(
     )
 
 
-def summarize(rows: Sequence[Mapping], tokens: Sequence[Mapping]) -> dict:
-    """Token figures of one part."""
-    longest = max(range(len(rows)), key=lambda i: (tokens[i]["total"], -i))
-    return {
-        "samples": len(rows),
-        "questions": sum(len(row["question_ids"]) for row in rows),
-        "longest": tokens[longest]["total"],
-        "longest_question_id": rows[longest]["question_ids"][0],
-        "longest_prompt": max(t["prompt"] for t in tokens),
-        "longest_text": max(t["text"] for t in tokens),
-        "longest_image": max(t["image"] for t in tokens),
-        "mean": round(sum(t["total"] for t in tokens) / len(tokens), 2),
-        "total": sum(t["total"] for t in tokens),
-        "answer_tokens": sum(t["answer"] for t in tokens),
-    }
+@dataclass
+class Summary:
+    """Token figures of one part, gathered row by row."""
+
+    samples: int = 0
+    questions: int = 0
+    longest: int = -1
+    longest_question_id: str = ""
+    longest_prompt: int = 0
+    longest_text: int = 0
+    longest_image: int = 0
+    total: int = 0
+    answer_tokens: int = 0
+
+    def add(self, row: Mapping, tokens: Mapping) -> None:
+        """One row of the part and its `sample_tokens`; the first of equally long rows is the longest."""
+        self.samples += 1
+        self.questions += len(row["question_ids"])
+        if tokens["total"] > self.longest:
+            self.longest, self.longest_question_id = tokens["total"], row["question_ids"][0]
+        self.longest_prompt = max(self.longest_prompt, tokens["prompt"])
+        self.longest_text = max(self.longest_text, tokens["text"])
+        self.longest_image = max(self.longest_image, tokens["image"])
+        self.total += tokens["total"]
+        self.answer_tokens += tokens["answer"]
+
+    def facts(self) -> dict:
+        """The part in token_budget.json."""
+        return {**asdict(self), "mean": round(self.total / self.samples, 2)}
 
 
 # ------------------------------------------------------------------------------------------------ files
 
 
-def read_questions(questions_file: Path, split_file: Path) -> dict[str, list[dict]]:
-    """Question rows of each part, sorted by episode and id.
+def question_of(record: dict) -> object:
+    """Hook of `read_json`: rows of the index become Questions, equal texts one text in memory."""
+    if "question_id" not in record or "episode_history" not in record:
+        return record
+    text, answer, episode = (
+        sys.intern(value) if type(value := record.get(key)) is str else value
+        for key in ("question", "answer", "episode_history")
+    )
+    return Question(record["question_id"], text, answer, episode)
+
+
+def read_questions(questions_file: Path, split_file: Path) -> dict[str, list[Question]]:
+    """Questions of each part, sorted by episode and id.
 
     Raises:
         EqaError: a question of the split is not in the index, or a part is empty.
     """
-    index = read_json(questions_file, "index of questions")
-    if not isinstance(index, dict) or not isinstance(index.get("questions"), list):
+    index = read_json(questions_file, "index of questions", question_of)
+    listed = index.get("questions") if isinstance(index, dict) else None
+    if not isinstance(listed, list) or not all(isinstance(row, Question) for row in listed):
         raise EqaError(
             f"{questions_file}: not an index of questions; make it again: snakemake --force {questions_file}"
         )
-    rows = {row["question_id"]: row for row in index["questions"]}
+    rows = {row.question_id: row for row in listed}
     split = read_json(split_file, "split")
     parts = split.get("parts") if isinstance(split, dict) else None
     if not isinstance(parts, dict) or not all(isinstance(parts.get(part), list) for part in PARTS):
@@ -189,10 +242,17 @@ def read_questions(questions_file: Path, split_file: Path) -> dict[str, list[dic
             )
         if not parts[part]:
             raise EqaError(f"{split_file}: {part} is empty; run split_questions again")
-        chosen[part] = sorted(
-            (rows[i] for i in parts[part]), key=lambda row: (row["episode_history"], row["question_id"])
-        )
+        chosen[part] = sorted((rows[i] for i in parts[part]), key=lambda row: (row.episode, row.question_id))
     return chosen
+
+
+def listed_frames(record: dict) -> object:
+    """Hook of `read_manifest`: of a file only that it is listed, of an episode only its pictures."""
+    if "sha256" in record:
+        return LISTED
+    if "frames" in record and "indices" in record:
+        return {"frames": record["frames"]}
+    return record
 
 
 def read_frames(manifest_file: Path, episodes: Sequence[str], count: int) -> dict[str, tuple[list[str], list[Size]]]:
@@ -205,11 +265,10 @@ def read_frames(manifest_file: Path, episodes: Sequence[str], count: int) -> dic
     Raises:
         EqaError: an episode or a picture is missing, unreadable, or not listed.
     """
-    from PIL import Image, UnidentifiedImageError
-
-    manifest = read_manifest(manifest_file)
-    listed = manifest.get("episodes", {})
+    manifest = read_manifest(manifest_file, listed_frames)
+    listed, files = manifest.get("episodes", {}), manifest["files"]
     result = {}
+    known: dict[tuple[Size, ...], list[Size]] = {}  # most episodes have the sizes of another one
     for episode in episodes:
         if episode not in listed:
             raise EqaError(
@@ -224,22 +283,33 @@ def read_frames(manifest_file: Path, episodes: Sequence[str], count: int) -> dic
         sizes = []
         for name in names:
             file = safe_join(manifest_file.parent, name)
-            if name not in manifest["files"]:
+            if name not in files:
                 raise EqaError(
                     f"{manifest_file}: frame {name} of episode {episode!r} is not among its files; "
                     "make the manifest again"
                 )
-            try:
-                with Image.open(file) as picture:
-                    sizes.append(picture.size)
-            except FileNotFoundError:
-                raise EqaError(
-                    f"{file}: listed in {manifest_file} but missing; `dvc checkout` or sample_frames brings it back"
-                ) from None
-            except (UnidentifiedImageError, OSError, Image.DecompressionBombError):
-                raise EqaError(f"{file}: not a readable picture; delete it and run sample_frames again") from None
-        result[episode] = (names, sizes)
+            sizes.append(picture_size(file, manifest_file))
+        result[episode] = (names, known.setdefault(tuple(sizes), sizes))
     return result
+
+
+def picture_size(file: Path, manifest_file: Path) -> Size:
+    """(width, height) of a picture, from its head.
+
+    Raises:
+        EqaError: missing or no picture.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(file) as picture:
+            return picture.size
+    except FileNotFoundError:
+        raise EqaError(
+            f"{file}: listed in {manifest_file} but missing; `dvc checkout` or sample_frames brings it back"
+        ) from None
+    except (UnidentifiedImageError, OSError, Image.DecompressionBombError):
+        raise EqaError(f"{file}: not a readable picture; delete it and run sample_frames again") from None
 
 
 def load_tokenizer(folder: Path) -> tuple[Callable[[list[str]], list[int]], list[str]]:
@@ -279,26 +349,107 @@ def prompt_file(path: Path) -> Path:
     return path.parent / OFFICIAL_PROMPT
 
 
-def check_texts(rows: Sequence[Mapping]) -> None:
+def check_texts(rows: Iterable[Question]) -> None:
     """Raises:
     EqaError: a question or answer is empty or cannot be written as UTF-8.
     """
     for row in rows:
-        for key in ("question", "answer"):
-            text = row.get(key)
+        for key, text in (("question", row.question), ("answer", row.answer)):
             if not isinstance(text, str) or not text.strip():
-                raise EqaError(f"question {row['question_id']}: its {key} is empty; mend it in the question file")
+                raise EqaError(f"question {row.question_id}: its {key} is empty; mend it in the question file")
             try:
                 text.encode("utf-8")
             except UnicodeEncodeError:
                 raise EqaError(
-                    f"question {row['question_id']}: its {key} holds half a surrogate pair; "
-                    "mend it in the question file"
+                    f"question {row.question_id}: its {key} holds half a surrogate pair; mend it in the question file"
                 ) from None
+
+
+@dataclass
+class Builder:
+    """Rows of a part, a few hundred episodes at a time, each row with its tokens.
+
+    Attributes:
+        pictures: of `read_frames`.
+        special: strings of the tokenizer that are never plain text.
+        neutralized: questions so far whose text or answer held one.
+    """
+
+    config: Mapping
+    pictures: Mapping[str, tuple[list[str], list[Size]]]
+    limits: ProcessorLimits
+    template: str
+    special: Sequence[str]
+    count: TokenCount
+    per_size: dict[Size, int] = field(default_factory=dict)
+    neutralized: int = 0
+
+    def picture_tokens(self, episode: str) -> list[int]:
+        """Tokens of each picture of an episode, marks included."""
+        vision = self.config["vision"]
+        sizes = self.pictures[episode][1]
+        for size in sizes:
+            if size not in self.per_size:
+                budget = (vision["image_max_pixels"], vision["image_min_pixels"], *self.limits)
+                self.per_size[size] = image_tokens(*size, *budget)
+        return [self.per_size[size] for size in sizes]
+
+    def turns(self, questions: Iterable[Question]) -> Iterator[tuple[str, list[Turn]]]:
+        """(episode, its turns), texts neutralized; questions of an episode follow one another."""
+        for episode, rows in itertools.groupby(questions, key=lambda row: row.episode):
+            turns = []
+            for row in rows:
+                turn = (
+                    row.question_id,
+                    sharegpt.neutralize(row.question, self.special),
+                    sharegpt.neutralize(row.answer, self.special),
+                )
+                self.neutralized += turn[1:] != (row.question, row.answer)
+                turns.append(turn)
+            yield episode, turns
+
+    def rows(self, questions: Iterable[Question], conversations: bool) -> Iterator[tuple[dict, dict]]:
+        """(row of the sharegpt file, its `sample_tokens`).
+
+        Args:
+            questions: of a part, sorted by episode.
+            conversations: one conversation an episode instead of one row a question.
+        Raises:
+            EqaError: a question that does not fit alone, whatever conversation it ends up in.
+        """
+        episodes = self.turns(questions)
+        while batch := list(itertools.islice(episodes, EPISODES)):
+            alone = {name: question_samples(t, self.template, self.pictures[name][0], name) for name, t in batch}
+            texts = [text for rows in alone.values() for row in rows for text in sample_texts(row)]
+            if conversations:
+                later = [sharegpt.user_message(self.template, turn[1], 0) for _, turns in batch for turn in turns]
+                texts += [sharegpt.rendered_user(text) for text in later]
+            self.count.add(texts)
+            for episode, turns in batch:
+                pictures, sizes = self.picture_tokens(episode), self.pictures[episode][1]
+                counted = [(row, sample_tokens(row, pictures, self.count)) for row in alone[episode]]
+                for row, tokens in counted:
+                    refuse_long(row["question_id"], tokens, sizes, self.config, self.limits)
+                if conversations:
+                    counted = [
+                        (row, sample_tokens(row, pictures, self.count))
+                        for row in self.conversations(episode, turns, pictures)
+                    ]
+                yield from counted
+
+    def conversations(self, episode: str, turns: Sequence[Turn], pictures: Sequence[int]) -> list[dict]:
+        """All questions of an episode as turns of few conversations, in the order that the seed gives."""
+        train = self.config["train"]
+        by_id = {turn[0]: turn for turn in turns}
+        ordered = [by_id[i] for i in sharegpt.order_turns(by_id, episode, train["seed"])]
+        images = self.pictures[episode][0]
+        return episode_samples(ordered, self.template, images, episode, pictures, train["cutoff_len"], self.count)
 
 
 def run(questions: Path, split: Path, frames: Path, base: Path, prompt: Path, config: dict, output: Path) -> dict:
     """Write dataset_info.json, train.json, val.json, test.json, token_budget.json.
+
+    Rows are written as they are made: memory is that of the questions and of the frames' names, not of the rows.
 
     Raises:
         EqaError: a sample over the limit, a missing picture, a bad prompt, an unknown template.
@@ -310,70 +461,33 @@ def run(questions: Path, split: Path, frames: Path, base: Path, prompt: Path, co
             f"use {sharegpt.TEMPLATES[0]}"
         )
     parts = read_questions(questions, split)
-    everything = [row for rows in parts.values() for row in rows]
-    check_texts(everything)
-    pictures = read_frames(frames, sorted({row["episode_history"] for row in everything}), config["frames"]["count"])
+    check_texts(row for rows in parts.values() for row in rows)
+    episodes = sorted({row.episode for rows in parts.values() for row in rows})
+    pictures = read_frames(frames, episodes, config["frames"]["count"])
     read_manifest(base)
     limits = read_processor_limits(base.parent)
     encode, special = load_tokenizer(base.parent)
     template = sharegpt.read_prompt(prompt_file(prompt), special)
-    count = TokenCount(encode)
-    per_size: dict[Size, int] = {}
+    builder = Builder(config, pictures, limits, template, special, TokenCount(encode))
+    summary = {part: Summary() for part in PARTS}
 
-    def picture_tokens(episode: str) -> list[int]:
-        sizes = pictures[episode][1]
-        for size in sizes:
-            if size not in per_size:
-                per_size[size] = image_tokens(*size, vision["image_max_pixels"], vision["image_min_pixels"], *limits)
-        return [per_size[size] for size in sizes]
+    def counted(part: str) -> Iterator[dict]:
+        conversations = part == "train" and config["data"]["conversation"] == "episode"
+        for row, tokens in builder.rows(parts[part], conversations):
+            summary[part].add(row, tokens)
+            yield row
 
-    rows: dict[str, list[dict]] = {}
-    neutralized = 0
-    for part in PARTS:
-        by_episode: dict[str, list[Turn]] = defaultdict(list)
-        for row in parts[part]:
-            turn = (
-                row["question_id"],
-                sharegpt.neutralize(row["question"], special),
-                sharegpt.neutralize(row["answer"], special),
-            )
-            neutralized += turn[1:] != (row["question"], row["answer"])
-            by_episode[row["episode_history"]].append(turn)
-        # every question alone first: each must fit, whatever conversation it ends up in
-        alone = [
-            row
-            for episode, turns in sorted(by_episode.items())
-            for row in question_samples(turns, template, pictures[episode][0], episode)
-        ]
-        count.add([text for row in alone for text in sample_texts(row)])
-        for row in alone:
-            episode = row["episode_history"]
-            tokens = sample_tokens(row, picture_tokens(episode), count)
-            refuse_long(row["question_id"], tokens, pictures[episode][1], config, limits)
-        rows[part] = alone
-        if part == "train" and config["data"]["conversation"] == "episode":
-            later = [sharegpt.user_message(template, turn[1], 0) for turns in by_episode.values() for turn in turns]
-            count.add([sharegpt.rendered_user(text) for text in later])
-            rows[part] = []
-            for episode, turns in sorted(by_episode.items()):
-                by_id = {turn[0]: turn for turn in turns}
-                ordered = [by_id[i] for i in sharegpt.order_turns(by_id, episode, train["seed"])]
-                rows[part] += episode_samples(
-                    ordered,
-                    template,
-                    pictures[episode][0],
-                    episode,
-                    picture_tokens(episode),
-                    train["cutoff_len"],
-                    count,
-                )
-    tokens = {
-        part: [sample_tokens(row, picture_tokens(row["episode_history"]), count) for row in rows[part]]
-        for part in PARTS
-    }
-    summary = {part: summarize(rows[part], tokens[part]) for part in PARTS}
+    output.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as whole:
+        for part in PARTS:
+            path = whole.enter_context(atomic_path(output / f"{part}.json"))
+            with path.open("w", encoding="utf-8") as file:
+                write_json_list(file, counted(part))
+        for name in FILES:  # all or none: an old file beside new ones would mix two splits
+            remove(output / name)
+    facts = {part: found.facts() for part, found in summary.items()}
     sizes = Counter(size for _, sizes in pictures.values() for size in sizes)
-    totals = [t["total"] for part in PARTS for t in tokens[part]]
+    samples, total = (sum(found[key] for found in facts.values()) for key in ("samples", "total"))
     budget = {
         "cutoff_len": train["cutoff_len"],
         "template": train["template"],
@@ -381,26 +495,21 @@ def run(questions: Path, split: Path, frames: Path, base: Path, prompt: Path, co
         "image_max_pixels": vision["image_max_pixels"],
         "image_min_pixels": vision["image_min_pixels"],
         "processor": limits._asdict(),
-        "longest": max(totals),
-        "mean": round(sum(totals) / len(totals), 2),
-        "image_tokens": max(s["longest_image"] for s in summary.values()),
-        "text_tokens": max(s["longest_text"] for s in summary.values()),
+        "longest": max(found["longest"] for found in facts.values()),
+        "mean": round(total / samples, 2),
+        "image_tokens": max(found["longest_image"] for found in facts.values()),
+        "text_tokens": max(found["longest_text"] for found in facts.values()),
         # what a server must hold: the longest prompt and the longest answer that it may write
-        "longest_prompt": max(summary[part]["longest_prompt"] for part in ("val", "test")),
+        "longest_prompt": max(facts[part]["longest_prompt"] for part in ("val", "test")),
         "max_new_tokens": config["predict"]["max_new_tokens"],
-        "neutralized_questions": neutralized,
-        "parts": summary,
-        "sizes": {f"{w}x{h}": {"pictures": n, "tokens": per_size[w, h]} for (w, h), n in sorted(sizes.items())},
+        "neutralized_questions": builder.neutralized,
+        "parts": facts,
+        "sizes": {f"{w}x{h}": {"pictures": n, "tokens": builder.per_size[w, h]} for (w, h), n in sorted(sizes.items())},
     }
-    output.mkdir(parents=True, exist_ok=True)
-    for name in FILES:  # all or none: an old file beside new ones would mix two splits
-        remove(output / name)
-    for part in PARTS:
-        write_json(output / f"{part}.json", rows[part])
     write_json(output / "token_budget.json", budget)
     write_json(output / "dataset_info.json", sharegpt.dataset_info(PARTS))
     return {
-        "samples": {part: len(rows[part]) for part in PARTS},
+        "samples": {part: found["samples"] for part, found in facts.items()},
         "longest": budget["longest"],
         "cutoff_len": train["cutoff_len"],
     }

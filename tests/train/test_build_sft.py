@@ -199,6 +199,26 @@ def test_the_seed_orders_turns_and_two_runs_are_byte_identical(build, tmp_path):
     assert (tmp_path / "a/test.json").read_bytes() == (tmp_path / "c/test.json").read_bytes()
 
 
+def test_rows_do_not_depend_on_how_many_lie_in_memory(build, tmp_path, monkeypatch):
+    rows = sft_data.question_rows(spaces=14, each=5)
+    assert build(rows, output="at-once") == 0
+    monkeypatch.setattr(build_sft, "EPISODES", 2)
+    monkeypatch.setattr(build_sft, "KNOWN_TEXTS", 3)
+    monkeypatch.setattr(build_sft, "BATCH", 2)
+    assert build(rows, output="two-by-two", frames=False) == 0
+    for name in build_sft.FILES:
+        assert (tmp_path / "two-by-two" / name).read_bytes() == (tmp_path / "at-once" / name).read_bytes()
+
+
+def test_a_row_in_the_last_part_that_does_not_fit_leaves_the_old_files(build, tmp_path):
+    rows = sft_data.question_rows(spaces=6, each=4)
+    assert build(rows) == 0
+    before = {name: (tmp_path / "sft" / name).read_bytes() for name in build_sft.FILES}
+    rows[-1]["question"] = "What is it? " * 200
+    assert build(rows, frames=False) == 2
+    assert {path.name: path.read_bytes() for path in (tmp_path / "sft").iterdir()} == before
+
+
 def test_a_sample_over_the_limit_is_refused_with_a_value_that_then_fits(build, tmp_path, capsys):
     rows = sft_data.question_rows(spaces=6, each=4)
     rows[5]["question"] = "What is it? " * 25
@@ -208,7 +228,7 @@ def test_a_sample_over_the_limit_is_refused_with_a_value_that_then_fits(build, t
     assert len(lines) == 1
     assert "question q-001-01: 208 image + " in lines[0]
     assert "tokens > train.cutoff_len=500; lower vision.image_max_pixels to " in lines[0]
-    assert not (tmp_path / "sft").exists()
+    assert list((tmp_path / "sft").glob("*")) == []
     fits = int(lines[0].split("image_max_pixels to ")[1].split()[0])
     assert build(rows, config | {"vision": {"image_max_pixels": fits, "image_min_pixels": 1024}}) == 0
     assert build(rows, config | {"vision": {"image_max_pixels": fits + 1024, "image_min_pixels": 1024}}) == 2

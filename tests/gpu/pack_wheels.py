@@ -113,10 +113,11 @@ def lacking(wanted: Mapping[str, str], have: Mapping[str, str]) -> dict[str, str
 def trim(wheel: Path, patterns: Sequence[str]) -> int:
     """Rewrite a wheel without the files that match; bytes saved. Its RECORD stays true."""
     before = wheel.stat().st_size
-    with zipfile.ZipFile(wheel) as old, atomic_path(wheel) as part:
+    with zipfile.ZipFile(wheel) as old:
         names = [name for name in old.namelist() if not any(fnmatch.fnmatch(name, p) for p in patterns)]
         if len(names) == len(old.namelist()):
             return 0
+    with zipfile.ZipFile(wheel) as old, atomic_path(wheel) as part:
         record = next(name for name in names if name.endswith(".dist-info/RECORD"))
         with zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as new:
             rows = []

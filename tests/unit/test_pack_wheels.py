@@ -78,6 +78,9 @@ def test_trimmed_wheel_keeps_a_true_record(tmp_path):
     assert "heavy" not in record
     assert record.count("sha256=") == 3
     assert record.endswith("thing-1.0.dist-info/RECORD,,\n")
+    before = wheel.read_bytes()
+    assert pack_wheels.trim(wheel, ["thing/lib/*"]) == 0
+    assert wheel.read_bytes() == before
 
 
 def test_rehearsal_installs_trimmed_wheels_without_an_index_once(tmp_path):

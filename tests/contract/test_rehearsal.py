@@ -40,6 +40,8 @@ def rule_commands() -> set[tuple[str, tuple[str, ...]]]:
     for line in re.findall(r"^ *(uv run .* -m scripts\..*)$", done.stdout + done.stderr, flags=re.MULTILINE):
         words = shlex.split(re.sub(r'"\$\(dirname (\S+)/uv\.lock\)"', r"\1", line).replace('"$(dirname uv.lock)"', "."))
         words = words[: next(i for i, word in enumerate(words) if word.startswith((">", "2>")))]
+        if "scripts.lib.devices" in words:  # picks a GPU where there are several, then starts the script
+            words = words[words.index("--", words.index("scripts.lib.devices")) + 1 :]
         folder = words[words.index("--project") + 1] if "--project" in words else "."
         found.add((folder, tuple(words[words.index("-m") + 1 :])))
     return found

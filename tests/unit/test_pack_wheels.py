@@ -37,6 +37,11 @@ def test_what_the_host_has_in_the_locks_version_stays_there():
     assert pack_wheels.lacking(wanted, have) == {"typing-extensions": "4.15.0"}
 
 
+def test_what_no_step_imports_is_not_packed():
+    wanted = {"lmdeploy": "0.18.0", "nvidia-cublas-cu12": "12.9", "ray": "2.60", "gradio": "5.50.0"}
+    assert pack_wheels.lacking(wanted, {}) == {"lmdeploy": "0.18.0"}
+
+
 def test_without_a_list_everything_is_packed():
     wanted = pack_wheels.locked(EXPORT, "3.12")
     assert pack_wheels.lacking(wanted, {}) == wanted

@@ -25,11 +25,19 @@ from scripts.lib.cli import entry, json_argument, path_argument
 from scripts.lib.config import canonical_json
 from scripts.lib.errors import EqaError
 from scripts.lib.files import check_manifest, disabled, is_disabled, read_json, sha256_file, write_json
-from scripts.lib.ollama_folder import MIN_VERSION, MIN_VERSION_GGUF, ollama_files, ollama_view
+from scripts.lib.ollama_folder import (
+    MIN_VERSION,
+    MIN_VERSION_GGUF,
+    NO_CONVERTER,
+    check_engine,
+    ollama_files,
+    ollama_view,
+)
 from scripts.prepare_ollama import parse_modelfile
 
 log = logging.getLogger("import_ollama")
-GGUF_FILES = ("model-f16.gguf", "mmproj-f16.gguf")
+PROJECTOR = "mmproj-f16.gguf"
+DEVELOPMENT = (10**6, 0, 0)  # a server built from source without a version says 0.0.0
 
 
 def parse_version(text: str) -> tuple[int, int, int]:
@@ -42,7 +50,7 @@ def parse_version(text: str) -> tuple[int, int, int]:
     if not match:
         raise EqaError(f"Ollama says that its version is {text[:40]!r}; a number such as 0.12.7 is wanted")
     version = tuple(int(part) for part in match.groups())
-    return (10**6, 0, 0) if version == (0, 0, 0) else version
+    return DEVELOPMENT if version == (0, 0, 0) else version
 
 
 def model_tag(merged_sha256: str, modelfile: str, quantize: str) -> str:
@@ -50,19 +58,36 @@ def model_tag(merged_sha256: str, modelfile: str, quantize: str) -> str:
     return hashlib.sha256(canonical_json([merged_sha256, modelfile, quantize]).encode()).hexdigest()[:12]
 
 
-def route_of(version: tuple[int, int, int]) -> str:
-    """Whether the server can take the model.
+def routes_of(version: tuple[int, int, int], gguf: bool = True) -> list[str]:
+    """How the server takes the model, best first: "safetensors" (the merged folder) or "gguf" (the two files).
 
+    Args:
+        version: of the server.
+        gguf: whether the recipe makes GGUF files (config deliver.gguf).
     Raises:
-        EqaError: older than the first Ollama that reads Qwen3-VL. A GGUF is no way round: two-file GGUF came later.
+        EqaError: older than the first Ollama that gets several pictures right, or too new to convert while there
+            are no GGUF files.
     """
+    have = ".".join(map(str, version))
     if version < MIN_VERSION:
-        want, have = ".".join(map(str, MIN_VERSION)), ".".join(map(str, version))
+        want = ".".join(map(str, MIN_VERSION))
         raise EqaError(
-            f"Ollama {have} cannot import Qwen3-VL; {want} or newer is wanted: update Ollama, or set "
-            "deliver.ollama=false"
+            f"Ollama {have} cannot serve Qwen3-VL with several pictures a question (before 0.12.7 not at all); {want} or "
+            "newer is wanted: update Ollama, or set deliver.ollama=false"
         )
-    return "safetensors"
+    if version < MIN_VERSION_GGUF:
+        return ["safetensors"]
+    if version < NO_CONVERTER:
+        return ["safetensors", "gguf"] if gguf else ["safetensors"]
+    if version == DEVELOPMENT:  # may be of any age
+        return ["gguf", "safetensors"] if gguf else ["safetensors"]
+    if not gguf:
+        last = ".".join(map(str, NO_CONVERTER))
+        raise EqaError(
+            f"Ollama {have} takes Qwen3-VL as GGUF only ({last} and newer convert no safetensors of it); set "
+            "deliver.gguf=true, or use an older Ollama"
+        )
+    return ["gguf"]
 
 
 class Server:
@@ -71,6 +96,7 @@ class Server:
     def __init__(self, url: str) -> None:
         import httpx
 
+        logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for each request otherwise
         self.url = url
         # reading may take minutes while the server converts; connecting may not
         try:
@@ -147,13 +173,31 @@ def _short(error: Exception) -> str:
     return " ".join(text.split())[:300]
 
 
-def gguf_request_files(gguf: Path) -> dict[str, Path]:
-    """The two GGUF files beside results/gguf/manifest.json; {} where GGUF is switched off."""
+def gguf_request_files(gguf: Path, quantize: str) -> dict[str, Path]:
+    """The language model in the wanted quantization and the projector, beside results/gguf/manifest.json.
+
+    Ollama does not quantize GGUF files, so the file is chosen that has been made so.
+
+    Args:
+        quantize: config serve.ollama_quantize; "" is the f16 file.
+    Returns:
+        File name -> path; {} where GGUF is switched off.
+    Raises:
+        EqaError: no such quantization was made; a file is missing.
+    """
     manifest = read_json(gguf, "GGUF manifest")
     if is_disabled(manifest):
         return {}
     check_manifest(gguf, deep=False)
-    return {name: gguf.parent / name for name in GGUF_FILES if (gguf.parent / name).is_file()}
+    model = f"model-{quantize or 'f16'}.gguf"
+    for name in (model, PROJECTOR):
+        if name not in manifest["files"]:
+            have = [n[6:-5] for n in sorted(manifest["files"]) if n.startswith("model-") and n != "model-f16.gguf"]
+            raise EqaError(
+                f"{gguf.parent / name}: not made here, and this Ollama does not quantize GGUF files; "
+                f"serve.ollama_quantize can be {', '.join(have) or 'nothing'}, or empty for f16"
+            )
+    return {name: gguf.parent / name for name in (model, PROJECTOR)}
 
 
 def create_model(server: Server, model: str, files: dict[str, Path], settings: dict, quantize: str) -> dict[str, str]:
@@ -193,6 +237,28 @@ def create_model(server: Server, model: str, files: dict[str, Path], settings: d
             f"{server.url}: creating {model} ended with {status[:80]!r}, not 'success'; look into Ollama's log"
         )
     return digests
+
+
+def create_by_routes(
+    server: Server, model: str, routes: Sequence[str], merged: Path, gguf: Path, settings: dict, quantize: str
+) -> str:
+    """Create the model by the first of `routes` that the server takes; which one that was.
+
+    Raises:
+        EqaError: of the last route, after all failed.
+    """
+    for number, route in enumerate(routes, 1):
+        try:
+            if route == "safetensors":
+                create_model(server, model, {f: merged / f for f in ollama_files(merged)}, settings, quantize)
+            else:
+                create_model(server, model, gguf_request_files(gguf, quantize), settings, "")
+            return route
+        except EqaError as error:
+            if number == len(routes) or model in server.models():
+                raise
+            log.info("%s; trying %s", error, routes[number])
+    raise AssertionError("no route")  # routes_of gives at least one
 
 
 def point_name(server: Server, name: str, model: str, before: dict[str, str]) -> bool:
@@ -236,28 +302,19 @@ def run(
     quantize, name = config["serve"]["ollama_quantize"], config["serve"]["model_name"]
     server = Server(ollama_url())
     version_text = server.version()
-    route = route_of(parse_version(version_text))
+    version = parse_version(version_text)
+    routes = routes_of(version, not is_disabled(read_json(gguf, "GGUF manifest")))
+    if version < MIN_VERSION_GGUF:
+        check_engine(merged.parent)
     before = server.models()
     model = f"{name}:{model_tag(sha256_file(merged), modelfile.read_text(encoding='utf-8'), quantize)}"
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a stopped job removes its half-made model too
-    files = {file: merged.parent / file for file in ollama_files(merged.parent)}
     try:
         if model in before:
             log.info("%s is on the server already; only asking it", model)
+            route = routes[0]
         else:
-            try:
-                create_model(server, model, files, settings, quantize)
-            except EqaError as error:
-                pair = gguf_request_files(gguf)
-                if (
-                    len(pair) != len(GGUF_FILES)
-                    or parse_version(version_text) < MIN_VERSION_GGUF
-                    or model in server.models()
-                ):
-                    raise
-                log.info("%s; trying the two GGUF files", error)
-                route = "gguf"
-                create_model(server, model, pair, settings, quantize)
+            route = create_by_routes(server, model, routes, merged.parent, gguf, settings, quantize)
         with ChatClient("ollama", server.url, model, timeout_s=3600) as client:
             answer = client.ask([message], Decoding(config["predict"]["max_new_tokens"]))
         if not answer.strip():

@@ -17,8 +17,17 @@ from scripts.lib.files import read_json, write_json
 from scripts.lib.safetensors_heads import CutShort, read_head
 
 ARCHITECTURE = "Qwen3VLForConditionalGeneration"
-MIN_VERSION = (0, 12, 7)  # first Ollama with convert_qwen3vl.go; renderer and parser exist since 0.12.6
+# 0.12.7 is the first Ollama that imports Qwen3-VL, 0.17.1 the first that gives several pictures of one question their
+# places (PostTokenize, deepstack in model/models/qwen3vl/model.go): before that all but the first overlap
+MIN_VERSION = (0, 17, 1)
 MIN_VERSION_GGUF = (0, 30, 0)  # first Ollama that takes a language model and a projector as two GGUF files
+# what Ollama's own engine, before MIN_VERSION_GGUF, does not read from the model
+ENGINE_IDS = {
+    "vision_start_token_id": 151652,
+    "vision_end_token_id": 151653,
+    "image_token_id": 151655,
+    "num_position_embeddings": 2304,
+}
 # first Ollama without a converter: it imports safetensors for MLX only, and Qwen3-VL is none of its models there
 NO_CONVERTER = (0, 34, 1)
 # sha256 of the Split regex that Ollama knows as Qwen2's pre-tokenizer (convert/tokenizer.go)
@@ -87,6 +96,25 @@ def _mended(folder: Path) -> list[str]:
         write_json(folder / "preprocessor_config.json", wanted, indent=2)
         added.append("preprocessor_config.json")
     return added
+
+
+def check_engine(folder: Path) -> None:
+    """Whether Ollama's own engine, which ran Qwen3-VL before 0.30, can run the model.
+
+    Raises:
+        EqaError: another token id or grid of positions than it has built in; its runner would end at the first picture.
+    Source: ollama v0.12.7 and v0.24.0 model/models/qwen3vl (measured: GGML_ASSERT with the demo's model).
+    """
+    path = folder / "config.json"
+    config = _object(path, "model config")
+    for key, built_in in ENGINE_IDS.items():
+        have = (config.get("vision_config") or {}).get(key) if key == "num_position_embeddings" else config.get(key)
+        if have != built_in:
+            least = ".".join(map(str, MIN_VERSION_GGUF))
+            raise EqaError(
+                f"{path}: {key}={have}; Ollama before {least} has Qwen3-VL's own {built_in} built in and its runner would "
+                f"end at the first picture: use Ollama {least} or newer"
+            )
 
 
 def ollama_files(folder: Path) -> list[str]:

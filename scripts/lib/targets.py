@@ -29,7 +29,7 @@ def check_targets(rules: Collection[str], config: Mapping) -> None:
     """
     deliver = config["deliver"]
     if "import_ollama" in rules and deliver["ollama"]:
-        check_ollama(ollama_url())
+        check_ollama(ollama_url(), deliver["gguf"])
     if "bench_lmdeploy" in rules and deliver["lmdeploy"] and not has_cuda():
         raise EqaError(
             "config: deliver.lmdeploy=true, but there is no CUDA device here and results/serve/lmdeploy.json is to be "
@@ -37,11 +37,11 @@ def check_targets(rules: Collection[str], config: Mapping) -> None:
         )
 
 
-def check_ollama(url: str) -> None:
-    """Raises EqaError where no Ollama server answers at `url`, or one that is too old for Qwen3-VL."""
+def check_ollama(url: str, gguf: bool) -> None:
+    """Raises EqaError where no Ollama server answers at `url`, or one that cannot take what the recipe makes."""
     import httpx
 
-    from scripts.import_ollama import parse_version, route_of
+    from scripts.import_ollama import parse_version, routes_of
 
     try:
         version = httpx.get(f"{url}/api/version", timeout=REACH_S, trust_env=False).json()["version"]
@@ -50,7 +50,7 @@ def check_ollama(url: str) -> None:
             f"config: deliver.ollama=true, but no Ollama server answers at {url} and results/ollama/import.json is to "
             f"be made; start one (`ollama serve`) or export OLLAMA_HOST, or set deliver.ollama=false"
         ) from None
-    route_of(parse_version(str(version)))
+    routes_of(parse_version(str(version)), gguf)
 
 
 def has_cuda() -> bool:

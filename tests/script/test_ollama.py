@@ -1,11 +1,10 @@
-"""prepare_ollama and import_ollama. The server is a stand-in (tests/lib/ollama_standin.py), except where OLLAMA_HOST
-names a real one."""
+"""prepare_ollama and import_ollama. The server is a stand-in (tests/lib/ollama_standin.py) here, a real one in
+tests/e2e/test_ollama_real.py."""
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -266,12 +265,12 @@ def test_our_name_moves_on_with_the_next_import(results, server):
     assert server.digest("openeqa-test:latest") == server.digest(record["model"])
 
 
-@pytest.mark.parametrize("version", ["0.12.6", "0.11.0", "v0.9.9-rc1"])
+@pytest.mark.parametrize("version", ["0.12.6", "0.12.7", "0.17.0", "v0.9.9-rc1"])
 def test_an_old_server_is_refused_before_any_upload(results, server, capsys, version):
     server.version = version
     assert import_ollama.main(arguments(results)) == 2
     said = capsys.readouterr().err
-    assert "0.12.7 or newer is wanted" in said
+    assert "0.17.1 or newer is wanted" in said
     assert server.uploads == []
     assert server.models == {}
 
@@ -322,28 +321,97 @@ def test_the_stand_in_refuses_what_ollamas_converter_refuses(results, server, mo
     assert server.models == {}
 
 
-def test_gguf_is_the_second_way_on_a_new_server(results, server):
+def write_gguf(results: Path, *names: str) -> None:
+    """results/gguf with files of these names, of no content to speak of: the stand-in runs no model."""
     folder = results / "gguf"
-    for name in ("model-f16.gguf", "mmproj-f16.gguf"):
+    for name in names:
         (folder / name).write_bytes(b"GGUF" + name.encode())
     (folder / "manifest.json").unlink()
     write_manifest(folder)
+
+
+def created(server, record: dict) -> dict:
+    return server.models[record["model"]]
+
+
+def test_gguf_is_the_second_way_where_the_converter_refuses(results, server):
+    write_gguf(results, "model-f16.gguf", "mmproj-f16.gguf")
     server.refuse_safetensors = True
     assert import_ollama.main(arguments(results)) == 0
     record = read_json(results / "ollama/import.json")
     assert record["route"] == "gguf"
-    assert set(server.models[record["model"]]["files"]) == {"model-f16.gguf", "mmproj-f16.gguf"}
+    assert set(created(server, record)["files"]) == {"model-f16.gguf", "mmproj-f16.gguf"}
 
 
-def test_gguf_is_no_way_on_a_server_before_0_30(results, server, capsys):
-    folder = results / "gguf"
-    for name in ("model-f16.gguf", "mmproj-f16.gguf"):
-        (folder / name).write_bytes(b"GGUF")
-    (folder / "manifest.json").unlink()
-    write_manifest(folder)
+def test_gguf_is_the_only_way_where_there_is_no_converter(results, server):
+    write_gguf(results, "model-f16.gguf", "mmproj-f16.gguf")
+    server.version = "0.34.2"
+    assert import_ollama.main(arguments(results)) == 0
+    record = read_json(results / "ollama/import.json")
+    assert record["route"] == "gguf"
+    assert set(created(server, record)["files"]) == {"model-f16.gguf", "mmproj-f16.gguf"}
+    assert len(server.uploads) == 2
+
+
+def test_quantization_of_gguf_is_the_choice_of_a_file(results, server):
+    write_gguf(results, "model-f16.gguf", "model-q8_0.gguf", "mmproj-f16.gguf")
+    server.version = "0.34.2"
+    assert import_ollama.main(arguments(results, ollama_quantize="q8_0")) == 0
+    record = read_json(results / "ollama/import.json")
+    assert set(created(server, record)["files"]) == {"model-q8_0.gguf", "mmproj-f16.gguf"}
+    assert "quantize" not in created(server, record)
+
+
+def test_a_quantization_that_was_not_made_is_named_with_those_that_were(results, server, capsys):
+    write_gguf(results, "model-f16.gguf", "model-q8_0.gguf", "mmproj-f16.gguf")
+    server.version = "0.34.2"
+    assert import_ollama.main(arguments(results, ollama_quantize="q4_K_S")) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "model-q4_K_S.gguf: not made here" in error
+    assert error.endswith("serve.ollama_quantize can be q8_0, or empty for f16")
+    assert server.uploads == []
+    assert server.models == {}
+
+
+def test_no_gguf_for_a_server_without_a_converter_is_said_before_any_upload(results, server, capsys):
+    server.version = "0.34.2"
+    assert import_ollama.main(arguments(results)) == 2
+    assert "set deliver.gguf=true" in capsys.readouterr().err
+    assert server.uploads == []
+
+
+def test_a_model_that_ollamas_own_engine_cannot_run_is_refused_before_any_upload(results, server, capsys):
+    server.version = "0.24.0"
+    assert import_ollama.main(arguments(results)) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "vision_start_token_id=None" in error
+    assert "use Ollama 0.30.0 or newer" in error
+    assert server.uploads == []
+
+
+def test_gguf_is_no_way_on_a_server_before_0_30(results, server, capsys, monkeypatch):
+    write_gguf(results, "model-f16.gguf", "mmproj-f16.gguf")
+    monkeypatch.setattr(import_ollama, "check_engine", lambda folder: None)
     server.refuse_safetensors, server.version = True, "0.20.0"
     assert import_ollama.main(arguments(results)) == 2
     assert "unsupported architecture" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("version", "gguf", "routes"),
+    [
+        ("0.17.1", True, ["safetensors"]),
+        ("0.29.9", True, ["safetensors"]),
+        ("0.30.0", True, ["safetensors", "gguf"]),
+        ("0.34.0", False, ["safetensors"]),
+        ("0.34.1", True, ["gguf"]),
+        ("1.0.0", True, ["gguf"]),
+        ("0.0.0", True, ["gguf", "safetensors"]),
+        ("0.0.0", False, ["safetensors"]),
+    ],
+)
+def test_ways_into_each_version(version, gguf, routes):
+    assert import_ollama.routes_of(import_ollama.parse_version(version), gguf) == routes
 
 
 def test_a_server_that_is_down_is_one_line(results, monkeypatch, capsys):
@@ -418,19 +486,3 @@ def test_version_numbers(text, version):
 def test_no_version_number_is_refused():
     with pytest.raises(EqaError, match="a number such as"):
         import_ollama.parse_version("unknown")
-
-
-@pytest.mark.skipif(not os.environ.get("OLLAMA_HOST"), reason="OLLAMA_HOST names no real Ollama server")
-@pytest.mark.demo
-def test_a_real_server_imports_the_demo_model(finished_demo, tmp_path):
-    results = tmp_path / "results"
-    for name in ("merged", "ollama", "gguf", "sft", "frames"):
-        shutil.copytree(finished_demo / "results" / name, results / name)
-    (results / "ollama/import.json").unlink()
-    assert import_ollama.main(arguments(results)) == 0
-    record = read_json(results / "ollama/import.json")
-    server = import_ollama.Server(import_ollama.ollama_url())
-    assert record["model"] in server.models()
-    server.delete(record["model"])
-    if record["name"] != record["model"]:
-        server.delete(record["name"])

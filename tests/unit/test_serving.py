@@ -287,7 +287,7 @@ def test_a_port_in_use_is_one_line():
 
 
 def deliver(**keys) -> dict:
-    return {"deliver": {"ollama": False, "lmdeploy": False, **keys}}
+    return {"deliver": {"gguf": True, "ollama": False, "lmdeploy": False, **keys}}
 
 
 def test_rules_that_do_not_run_are_not_checked(monkeypatch):
@@ -319,8 +319,12 @@ def test_an_answering_server_lets_the_run_start(monkeypatch):
         monkeypatch.setenv("OLLAMA_HOST", server.url)
         targets.check_targets({"import_ollama"}, deliver(ollama=True))
         server.version = "0.9.0"
-        with pytest.raises(EqaError, match=r"Ollama 0\.9\.0 cannot import Qwen3-VL"):
+        with pytest.raises(EqaError, match=r"Ollama 0\.9\.0 cannot serve Qwen3-VL"):
             targets.check_targets({"import_ollama"}, deliver(ollama=True))
+        server.version = "0.34.2"
+        targets.check_targets({"import_ollama"}, deliver(ollama=True))
+        with pytest.raises(EqaError, match=r"Ollama 0\.34\.2 takes Qwen3-VL as GGUF only"):
+            targets.check_targets({"import_ollama"}, deliver(ollama=True, gguf=False))
 
 
 # ------------------------------------------------------------------------------------------------ export_gguf

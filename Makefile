@@ -59,11 +59,11 @@ use: .tools/ready ## make use PRESET=demo|hm3d-clip|openeqa-t4|openeqa-80gb: cop
 demo: .tools/ready ## set up and run the shipped demo
 	@.venv/bin/python -m scripts.use_preset --expect demo
 	@$(RUN) snakemake --cores $(CORES)
-	@.venv/bin/python -m scripts.summary
+	@[ -t 2 ] || .venv/bin/python -m scripts.summary  # at a terminal snakemake itself ends with it
 
 run: .tools/ready ## run the recipe in config/config.yaml
 	@$(RUN) snakemake --cores $(CORES)
-	@.venv/bin/python -m scripts.summary
+	@[ -t 2 ] || .venv/bin/python -m scripts.summary  # at a terminal snakemake itself ends with it
 
 lint: setup-test ## formatting and lint checks
 	@$(RUN) ruff check . && ruff format --check . && snakefmt --check Snakefile rules

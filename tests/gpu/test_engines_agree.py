@@ -5,7 +5,8 @@ EQA_REHEARSAL_WHEELS its wheel folder where one was used. Without a rehearsal th
 
 Random weights choose among 151,936 words whose scores lie close together, so a rounding in another order turns one of
 them now and then, and what follows is another text. A difference is accepted only where float32 itself sees a near tie:
-the log-probability of its choice leads by less than TIE. How many answers are whole and equal is printed.
+the log-probability of its choice leads by less than TIE
+(tests/lib/near_ties.py). How many answers are whole and equal is printed.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ import pytest
 from bench.rehearse import Runner
 from scripts.lib.files import read_json, read_jsonl, write_json
 from scripts.lib.targets import has_cuda
+from tests.lib.near_ties import TIE, partings
 
-TIE = 0.06  # log-probability; bf16 keeps 8 bits, and logits of a few units are off by a few hundredths
 ASKED, TOKENS = 12, 24
 ENGINES = {"transformers": "envs/train", "llamafactory": "envs/train", "lmdeploy": "envs/serve"}
 REHEARSAL = os.environ.get("EQA_REHEARSAL", "")
@@ -94,23 +95,12 @@ def reference(runner, rows) -> list[dict]:
     return json.loads((runner.work / "work/agree/reference.json").read_text())
 
 
-def equal_tokens(answer: str, wanted: dict) -> int:
-    """How many of the reference's tokens an answer begins with."""
-    texts = itertools.accumulate(wanted["pieces"])
-    return sum(answer.startswith(text.strip()) for text in texts)
-
-
 @pytest.mark.parametrize("engine", ENGINES)
 def test_answers_differ_from_float32_at_near_ties_only(engine, answers, reference):
-    whole, at = 0, []
-    for answer, wanted in zip(answers[engine], reference, strict=True):
-        same = equal_tokens(answer, wanted)
-        if same == len(wanted["tokens"]):
-            whole += 1
-        else:
-            at.append((same, round(wanted["leads"][same], 4)))
-    print(f"{engine}: {whole} of {len(reference)} answers equal float32's; others part at (token, lead) {at}")
-    assert all(lead < TIE for _, lead in at), at
+    parted = partings(answers[engine], reference)
+    whole = len(reference) - len(parted)
+    print(f"{engine}: {whole} of {len(reference)} answers equal float32's; others part at (token, lead) {parted}")
+    assert all(lead < TIE for _, lead in parted), parted
 
 
 @pytest.mark.parametrize("pair", list(itertools.combinations(ENGINES, 2)), ids=" ".join)

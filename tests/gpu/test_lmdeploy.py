@@ -23,6 +23,7 @@ from scripts.lib.ollama_folder import mend_for_ollama
 from scripts.lib.targets import has_cuda
 from scripts.lib.tokens import image_tokens, read_processor_limits
 from tests.lib import serving_data
+from tests.lib.near_ties import TIE, partings
 from tests.lib.project import ROOT
 
 pytestmark = [
@@ -120,8 +121,7 @@ def test_too_many_pictures_are_one_line(served):
     assert "72 pictures do not fit its context" in served["crowd"].stderr
 
 
-def test_most_answers_are_those_of_transformers(model, results, served):
-    """float16 against float32: identical answers may differ where two tokens are nearly even."""
+def test_answers_are_those_of_transformers_up_to_near_ties(model, results, served):
     requests = [
         {"text": text, "images": [str(results / "frames" / n) for n in row["images"]], "max_new_tokens": 16}
         for row, text in zip(served["rows"], QUESTIONS, strict=True)
@@ -130,6 +130,8 @@ def test_most_answers_are_those_of_transformers(model, results, served):
     paths = ["--requests", str(results / "requests.json"), "--output", str(results / "answers.json")]
     done = run_module("tests.lib.serving_reference", "--model", str(model.parent), "--device", "cuda", *paths)
     assert done.returncode == 0, done.stderr
-    wanted = [row["answer"].strip() for row in read_json(results / "answers.json")]
-    same = sum(a.strip() == b for a, b in zip(served["answers"], wanted, strict=True))
-    assert same >= 3, list(zip(served["answers"], wanted, strict=True))
+    parted = partings(served["answers"], read_json(results / "answers.json"))
+    print(
+        f"API server: {len(QUESTIONS) - len(parted)} of {len(QUESTIONS)} answers equal float32's; others part at {parted}"
+    )
+    assert all(lead < TIE for _, lead in parted), parted

@@ -657,6 +657,7 @@ def page(records: Sequence[Mapping]) -> str:
         "```sh",
         "python -m tests.gpu.pack_wheels --output wheels --python 3.12 --have have.txt   # have.txt: `pip list --format=freeze` there",
         "python3 -m bench.rehearse --wheels wheels                                       # on the GPU host",
+        "bash tests/gpu/offline.sh wheels work/rehearsal                                 # the same, then the GPU tests",
         "```",
         "",
         "Without a GPU the same steps run with the demo's model in about two minutes, LMDeploy left out:",

@@ -63,7 +63,8 @@ rule verify_merge:
         ),
     shell:
         """
-        uv run --frozen --no-sync --project envs/train python -m scripts.verify_merge \
+        uv run --frozen --no-sync python -m scripts.lib.devices --gpus {resources.gpu:q} -- \
+            uv run --frozen --no-sync --project envs/train python -m scripts.verify_merge \
             --base {input.base:q} --adapter {input.adapter:q} --merged {input.merged:q} --test {input.test:q} --frames {input.frames:q} \
             --config {params.config:q} --output {output:q} >{log:q} 2>&1
         """
@@ -180,7 +181,8 @@ rule bench_lmdeploy:
         config=canonical("deliver.lmdeploy", "serve", "predict.dtype"),
     shell:
         """
-        uv run --frozen --no-sync --project "$(dirname {input.lock:q})" python -m scripts.bench_lmdeploy \
+        uv run --frozen --no-sync python -m scripts.lib.devices --gpus {resources.gpu:q} -- \
+            uv run --frozen --no-sync --project "$(dirname {input.lock:q})" python -m scripts.bench_lmdeploy \
             --merged {input.merged:q} --test {input.test:q} --budget {input.budget:q} \
             --config {params.config:q} --output {output:q} >{log:q} 2>&1
         """

@@ -43,7 +43,8 @@ rule predict:
         ),
     shell:
         """
-        uv run --frozen --no-sync --project "$(dirname {input.lock:q})" python -m scripts.predict \
+        uv run --frozen --no-sync python -m scripts.lib.devices --gpus {resources.gpu:q} -- \
+            uv run --frozen --no-sync --project "$(dirname {input.lock:q})" python -m scripts.predict \
             --model {wildcards.model:q} --test {input.test:q} --frames {input.frames:q} \
             --base {input.base:q} {params.weights} --shard {wildcards.shard:q} --config {params.config:q} \
             --work-dir work/predict \

@@ -35,13 +35,18 @@ rule train_adapter:
         "benchmarks/train_adapter.tsv"
     threads: 2
     resources:
-        gpu=1,
+        # on Slurm: as many nodes as the recipe says, a task and at least a GPU on each
+        gpu=config["train"]["nodes"],
+        nodes=config["train"]["nodes"],
+        tasks=config["train"]["nodes"],
+        tasks_per_gpu=0,  # else the plugin asks for so many tasks a GPU
         mem_mb=memory(3500),
     params:
         config=canonical("train", "vision"),
     shell:
         """
-        uv run --frozen --no-sync --project envs/train python -m scripts.train_adapter \
+        uv run --frozen --no-sync python -m scripts.lib.devices --gpus {resources.gpu:q} -- \
+            uv run --frozen --no-sync --project envs/train python -m scripts.train_adapter \
             --dataset-dir results/sft --frames {input.frames:q} --base {input.base:q} --config {params.config:q} \
             --work-dir work/train --adapter-dir results/adapter --log-dir results/train_log >{log:q} 2>&1
         """

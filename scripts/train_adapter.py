@@ -40,6 +40,7 @@ from scripts.lib.files import (
     write_text,
 )
 from scripts.lib.imports import code_files
+from scripts.lib.slurm_node import job_hosts, torchrun
 from scripts.lib.threads import one_thread
 
 log = logging.getLogger(__name__)
@@ -101,44 +102,36 @@ def clean_adapter_config(config: Mapping, base: str) -> dict:
     return cleaned | {"base_model_name_or_path": base}
 
 
-def launch_command(devices: int, nodes: int, environ: Mapping[str, str], hosts: Sequence[str], job: str) -> list[str]:
-    """torchrun, once a node: directly on one node, by srun on several.
+def launch_command(devices: int, nodes: int, hosts: Sequence[str], job: str) -> list[str]:
+    """torchrun, once a node: directly on one node, by srun on several, where each finds the others by Slurm's variables.
 
     Args:
         devices: processes a node.
         nodes: config `train.nodes`.
-        environ: SLURM_JOB_ID is read.
         hosts: names of the allocation's nodes, in order.
         job: path of job.json.
     Raises:
         EqaError: more nodes than the allocation has.
     """
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        f"--nnodes={nodes}",
-        f"--nproc-per-node={devices}",
-        "--max-restarts=0",
-    ]
     if nodes == 1:
-        return [*command, "--standalone", "-m", "scripts.lib.trainer", job]
+        return [*torchrun(1, devices), "--standalone", "-m", "scripts.lib.trainer", job]
     if len(hosts) < nodes:
         raise EqaError(
             f"config: train.nodes={nodes}, but this job has {len(hosts)} node(s); run it under Slurm with "
-            f"nodes={nodes} (resources: nodes, in profiles/slurm) or set train.nodes to 1"
+            f"{nodes} nodes (--workflow-profile profiles/slurm asks for them) or set train.nodes to 1"
         )
-    number = int(environ.get("SLURM_JOB_ID", "0"))
-    rendezvous = ["--rdzv-backend=c10d", f"--rdzv-id={number}", f"--rdzv-endpoint={hosts[0]}:{29500 + number % 1000}"]
     return [
         "srun",
         f"--nodes={nodes}",
         f"--ntasks={nodes}",
         "--ntasks-per-node=1",
-        *command,
-        *rendezvous,
+        "--overlap",  # the step that this process runs in holds CPUs and memory of the first node
+        "--cpu-bind=none",  # all of the job's CPUs, not one core a task
+        "--kill-on-bad-exit=1",  # one node lost: the others would wait for it
+        sys.executable,
         "-m",
-        "scripts.lib.trainer",
+        "scripts.lib.slurm_node",
+        str(devices),
         job,
     ]
 
@@ -156,15 +149,6 @@ def visible_devices() -> tuple[str, int]:
     if not wanted.isdigit() or int(wanted) < 1:
         raise EqaError(f"EQA_TRAIN_PROCESSES={wanted}: a whole number of processes is wanted; unset it for one")
     return "cpu", int(wanted)
-
-
-def slurm_hosts() -> list[str]:
-    """Nodes of this Slurm job, in order; [] outside of one."""
-    nodes = os.environ.get("SLURM_JOB_NODELIST", "")
-    if not nodes or shutil.which("scontrol") is None:
-        return []
-    done = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=False)
-    return done.stdout.split()
 
 
 def check_base(manifest: Path) -> dict:
@@ -212,12 +196,16 @@ def run(args: argparse.Namespace) -> dict:
     device, found = visible_devices()
     if device == "cpu" and config["train"]["precision"] == "fp16":
         raise EqaError("config: train.precision=fp16 needs a GPU, none is visible; set it to bf16 or fp32")
+    nodes = config["train"]["nodes"]
     devices, _, _ = llamafactory_args.spread(
-        config["train"]["batch_size"], config["train"]["gradient_accumulation"], found
+        config["train"]["batch_size"], config["train"]["gradient_accumulation"], found * nodes, nodes
     )
-    if devices < found:
+    if devices < found * nodes:
         log.info(
-            "%d of %d devices are used: a step of %d samples divides no further", devices, found, _step_samples(config)
+            "%d of %d devices are used: a step of %d samples divides no further",
+            devices,
+            found * nodes,
+            _step_samples(config),
         )
 
     inputs = {
@@ -275,6 +263,8 @@ def _train(
         log.info("going on from %s", resume)
     if device == "cpu" and devices > 1:
         llama["ddp_backend"] = "gloo"
+    if config["train"]["nodes"] > 1:
+        llama["data_shared_file_system"] = True  # one process tokenizes, not one a node into the same folder
     write_json(run_dir / "zero2.json", llamafactory_args.ZERO2)
     job = {
         "args": llama,
@@ -289,7 +279,9 @@ def _train(
     for stale in ("fault.txt", "guards.json", "speed.json"):
         remove(run_dir / stale)
     try:
-        if devices == 1 and config["train"]["nodes"] == 1 and (device == "cpu" or visible_devices()[1] == 1):
+        alone = devices == 1 and config["train"]["nodes"] == 1 and (device == "cpu" or visible_devices()[1] == 1)
+        # FSDP and ZeRO want a process group, of one process too
+        if alone and config["train"]["distributed"] == "ddp":
             from scripts.lib.trainer import train
 
             train(job)
@@ -316,8 +308,9 @@ def _launch(config: Mapping, run_dir: Path, devices: int) -> None:
     from scripts.lib.trainer import FAULT
 
     nodes = config["train"]["nodes"]
-    command = launch_command(devices, nodes, os.environ, slurm_hosts(), str(run_dir / "job.json"))
-    log.info("starting %d processes on %d node(s)", devices * nodes, nodes)
+    hosts = job_hosts(os.environ) if nodes > 1 else []
+    command = launch_command(devices // nodes, nodes, hosts, str(run_dir / "job.json"))
+    log.info("starting %d processes on %d node(s)", devices, nodes)
     done = subprocess.run(
         command,
         cwd=None,

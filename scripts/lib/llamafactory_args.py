@@ -57,6 +57,7 @@ OURS = {
     "gradient_checkpointing": "disable_gradient_checkpointing",
     "distributed": "deepspeed, or fsdp and fsdp_config",
     "nodes": "torchrun's --nnodes",
+    "vision_cache_gb": "features of the frozen vision part are computed once (scripts/lib/vision_cache.py)",
     "answer_only_loss": "the forward pass is replaced, the loss is the same (scripts/lib/answer_loss.py)",
     "extra": "passed on after a check",
 }
@@ -226,18 +227,26 @@ def _flatten(kinds: list) -> list[type]:
     return [kind for entry in kinds for kind in (entry if isinstance(entry, tuple) else (entry,))]
 
 
-def spread(batch_size: int, accumulation: int, devices: int) -> tuple[int, int, int]:
+def spread(batch_size: int, accumulation: int, devices: int, nodes: int = 1) -> tuple[int, int, int]:
     """Share one optimizer step among devices without changing what it sees.
 
     Args:
         batch_size, accumulation: config `train.batch_size`, `train.gradient_accumulation`; a step sees their product.
-        devices: how many there are.
+        devices: how many there are, on all nodes together.
+        nodes: machines that have equally many of them, and get equally many to do.
     Returns:
         (devices used, samples a device at once, accumulation), whose product is batch_size x accumulation.
         Accumulation is shared first, then the batch; devices that leave a remainder stay idle.
+    Raises:
+        EqaError: a step has no share for each node.
     """
     total = batch_size * accumulation
-    used = max(n for n in range(1, devices + 1) if total % n == 0)
+    used = max((n for n in range(nodes, devices + 1, nodes) if total % n == 0), default=0)
+    if not used:
+        raise EqaError(
+            f"config: train.nodes={nodes} cannot share a step of train.batch_size x train.gradient_accumulation={total} "
+            f"samples equally; raise train.batch_size to {nodes} or a multiple, or lower train.nodes"
+        )
     share = total // used
     at_once = max(n for n in range(1, min(batch_size, share) + 1) if share % n == 0)
     return used, at_once, share // at_once

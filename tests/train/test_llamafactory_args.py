@@ -217,3 +217,11 @@ def test_devices_share_a_step_without_changing_it(batch: int, accumulation: int,
     assert la.spread(batch, accumulation, devices) == wanted
     used, at_once, times = wanted
     assert used * at_once * times == batch * accumulation
+
+
+def test_nodes_get_equal_shares_of_a_step() -> None:
+    assert la.spread(2, 4, 16, nodes=2) == (8, 1, 1)
+    assert la.spread(6, 1, 8, nodes=2) == (6, 1, 1)
+    for batch, nodes in ((3, 2), (6, 4)):
+        with pytest.raises(EqaError, match=rf"train\.nodes={nodes} cannot share .*={batch} samples equally"):
+            la.spread(batch, 1, 8, nodes=nodes)

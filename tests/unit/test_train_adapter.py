@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from scripts import train_adapter
-from scripts.lib import checkpoints, trainer
+from scripts.lib import checkpoints, slurm_node, trainer
 from scripts.lib.errors import EqaError
 
 CONFIG = {"train": {"learning_rate": 1e-4, "dataloader_workers": 0, "seed": 7}, "vision": {"image_max_pixels": 1024}}
@@ -48,14 +48,31 @@ def test_paths_of_artifacts_are_relative() -> None:
 
 
 def test_one_node_is_started_alone_and_several_by_srun() -> None:
-    alone = train_adapter.launch_command(4, 1, {}, [], "job.json")
+    alone = train_adapter.launch_command(4, 1, [], "job.json")
     assert "--standalone" in alone
     assert alone[-3:] == ["-m", "scripts.lib.trainer", "job.json"]
-    several = train_adapter.launch_command(8, 2, {"SLURM_JOB_ID": "1234"}, ["n1", "n2"], "job.json")
+    several = train_adapter.launch_command(8, 2, ["n1", "n2"], "job.json")
     assert several[:3] == ["srun", "--nodes=2", "--ntasks=2"]
-    assert "--rdzv-endpoint=n1:29734" in several
+    assert several[-4:] == ["-m", "scripts.lib.slurm_node", "8", "job.json"]
     with pytest.raises(EqaError, match=r"train\.nodes=2, but this job has 1 node"):
-        train_adapter.launch_command(8, 2, {}, ["n1"], "job.json")
+        train_adapter.launch_command(8, 2, ["n1"], "job.json")
+
+
+def test_a_node_of_several_meets_the_others_at_the_first_by_slurm_s_variables() -> None:
+    environ = {"SLURM_JOB_ID": "24005", "SLURM_NNODES": "3", "SLURM_PROCID": "2"}
+    command = slurm_node.node_command(environ, 8, "job.json", "10.0.0.7")
+    for option in (
+        "--nnodes=3",
+        "--nproc-per-node=8",
+        "--node-rank=2",
+        "--master-addr=10.0.0.7",
+        "--master-port=20005",
+    ):
+        assert option in command
+    assert command[-3:] == ["-m", "scripts.lib.trainer", "job.json"]
+    with pytest.raises(EqaError, match="srun starts this"):
+        slurm_node.node_command({"SLURM_JOB_ID": "1"}, 8, "job.json", "10.0.0.7")
+    assert slurm_node.job_hosts({}) == []
 
 
 # ------------------------------------------------------------------------------------------------ checkpoints

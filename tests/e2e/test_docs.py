@@ -97,7 +97,11 @@ def follow(folder: Path, block: Block, **replace: str) -> Path:
 @pytest.fixture(scope="module")
 def demo(finished_demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the finished demo for what leaves no trace, set up as `make` would have left it."""
-    folder = copy_clone(finished_demo, tmp_path_factory.mktemp("docs") / "demo")
+    return set_up(copy_clone(finished_demo, tmp_path_factory.mktemp("docs") / "demo"))
+
+
+def set_up(folder: Path) -> Path:
+    """Leave the stamp of `make setup`: the environments are links to this checkout's."""
     tools = folder / ".tools"
     (tools / "bin").mkdir(parents=True)
     (tools / "bin/uv").symlink_to(ROOT / ".venv/bin/uv")
@@ -114,23 +118,31 @@ def test_make_demo_ends_as_the_readme_shows(demo, page):
     said = bare(run(demo, block_of(page, "make demo").text))
     (example,) = [block for block in blocks(ROOT / page) if "tuned - base" in block.text]
     for line in example.text.splitlines():
-        if not line.startswith("["):  # the line of make's own set-up
-            assert bare(line) in said, f"{page} shows {line!r}; it printed\n{said}"
+        assert bare(line) in said, f"{page} shows {line!r}; it printed\n{said}"
+
+
+def same_commands(english: Block, chinese: Block) -> bool:
+    """Whether the Chinese page has no command that the English block lacks."""
+    return set(commands(chinese)) <= set(commands(english))
 
 
 def test_what_follows_the_demo(demo):
-    block = block_of("README.md", "--report report.zip")
+    block = block_of("README.md", "snakemake -n")
+    assert same_commands(block, block_of("README.zh.md", "snakemake -n"))
     said = run(demo, block.text)
     assert "Nothing to be done" in said
     assert (demo / "report.zip").stat().st_size > 100_000
 
 
 def test_an_experiment_and_the_way_back(finished_demo, tmp_path):
-    folder = copy_clone(finished_demo, tmp_path / "demo")
-    said = run(folder, block_of("README.md", "git switch -c rank16").text)
+    folder = set_up(copy_clone(finished_demo, tmp_path / "demo"))
+    block = block_of("README.md", "git switch -c rank16")
+    assert same_commands(block, block_of("README.zh.md", "git switch -c rank16"))
+    said = run(folder, block.text)
     assert "Nothing to be done" in said.partition("Switched to branch 'main'")[2]
     assert "tuned_exact_match" in said
     assert "lora_rank: 16" in run(folder, "git show rank16:config/config.yaml")
+    assert (folder / "work/compare.html").stat().st_size > 100_000
 
 
 # --- docs/versions.md ------------------------------------------------------------------------------------------------
@@ -207,7 +219,7 @@ def use_free_port(folder: Path) -> str:
     return f"http://127.0.0.1:{port}"
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/serving.md"])
+@pytest.mark.parametrize("page", ["README.md", "README.zh.md", "docs/serving.md"])
 def test_make_serve_answers_until_ctrl_c(demo, page):
     address = use_free_port(demo)
     server = subprocess.Popen(

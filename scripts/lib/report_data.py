@@ -339,7 +339,7 @@ def headline(row: Mapping | None, left: Mapping, right: Mapping, count: int, spa
         return {"title": f"{b_first} is worse than {a} by {size}", "detail": detail, "tone": "worse"}
     if spaces < 2:
         detail += " One room is too few to tell a difference from chance."
-    elif change["minimum_detectable"] is not None:
+    elif change["minimum_detectable"]:  # 0 where the answers are the same
         detail += f" This test set shows differences from about {change['minimum_detectable']:.0f} points on."
     return {"title": f"No detectable difference between {b} and {a}", "detail": detail, "tone": "same"}
 

@@ -26,6 +26,7 @@ from scripts.lib.config import canonical_json
 from scripts.lib.errors import EqaError
 from scripts.lib.files import check_manifest, disabled, is_disabled, read_json, sha256_file, write_json
 from scripts.lib.ollama_folder import (
+    LEAST_IMAGE_TOKENS,
     MIN_VERSION,
     MIN_VERSION_GGUF,
     NO_CONVERTER,
@@ -33,6 +34,7 @@ from scripts.lib.ollama_folder import (
     ollama_files,
     ollama_view,
 )
+from scripts.lib.tokens import TOKEN_SIDE_PX
 from scripts.prepare_ollama import parse_modelfile
 
 log = logging.getLogger("import_ollama")
@@ -239,6 +241,30 @@ def create_model(server: Server, model: str, files: dict[str, Path], settings: d
     return digests
 
 
+def picture_tokens(data: bytes) -> int:
+    """Tokens of a stored frame, whose sides are multiples of 32 px, without its marks."""
+    import cv2
+    import numpy as np
+
+    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    if pixels is None:
+        raise EqaError("a frame of the first test question is no picture that can be read; sample the frames again")
+    return (pixels.shape[0] // TOKEN_SIDE_PX) * (pixels.shape[1] // TOKEN_SIDE_PX)
+
+
+def enlarged_pictures(version: tuple[int, int, int], said: str, images: Sequence[bytes]) -> str:
+    """What to tell where Ollama shows the model larger pictures than it was trained and evaluated with; "" elsewhere."""
+    least = min((picture_tokens(data) for data in images), default=LEAST_IMAGE_TOKENS)
+    if version < MIN_VERSION_GGUF or least >= LEAST_IMAGE_TOKENS:
+        return ""
+    first, last = ".".join(map(str, MIN_VERSION)), ".".join(map(str, MIN_VERSION_GGUF))
+    return (
+        f"Ollama {said} enlarges each picture to {LEAST_IMAGE_TOKENS} tokens or more, the model was trained and evaluated "
+        f"with {least}: measure what that costs (snakemake results/serve/check_ollama.json), or serve by llama.cpp, "
+        f"LMDeploy or an Ollama from {first} to before {last}"
+    )
+
+
 def create_by_routes(
     server: Server, model: str, routes: Sequence[str], merged: Path, gguf: Path, settings: dict, quantize: str
 ) -> str:
@@ -308,6 +334,7 @@ def run(
         check_engine(merged.parent)
     before = server.models()
     model = f"{name}:{model_tag(sha256_file(merged), modelfile.read_text(encoding='utf-8'), quantize)}"
+    enlarged = enlarged_pictures(version, version_text, message.images)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a stopped job removes its half-made model too
     try:
         if model in before:
@@ -317,8 +344,12 @@ def run(
             route = create_by_routes(server, model, routes, merged.parent, gguf, settings, quantize)
         with ChatClient("ollama", server.url, model, timeout_s=3600) as client:
             answer = client.ask([message], Decoding(config["predict"]["max_new_tokens"]))
+            prompt_tokens = client.prompt_tokens
+        if enlarged:
+            log.info("%s", enlarged)
         if not answer.strip():
-            raise EqaError(f"{server.url}: {model} answers with nothing; look into Ollama's log")
+            why = enlarged or "look into Ollama's log"
+            raise EqaError(f"{server.url}: {model} answers with nothing; {why}")
         named = point_name(server, name, model, before)
     except BaseException:
         _remove_created(server, model, before)
@@ -337,6 +368,7 @@ def run(
             "question_id": sample["question_id"],
             "text": message.text,
             "frames": sample["images"],
+            "prompt_tokens": prompt_tokens,
             "gold": sample["messages"][1]["content"],
             "answer": answer.strip(),
         },
@@ -366,12 +398,15 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--test", type=path_argument, required=True, help="test part, whose first question is asked")
     parser.add_argument("--config", type=json_argument, required=True, help="JSON: the rule's part of the config")
     parser.add_argument("--output", type=path_argument, required=True, help="record to write")
+    parser.add_argument(
+        "--frames", type=path_argument, help="folder of the frames; default: frames beside the test part's"
+    )
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     def door(args: argparse.Namespace) -> dict:
-        return run(args.merged, args.modelfile, args.gguf, args.test, args.config, args.output)
+        return run(args.merged, args.modelfile, args.gguf, args.test, args.config, args.output, args.frames)
 
     return entry("import_ollama", build_parser, door, argv)
 

@@ -139,6 +139,7 @@ class ChatClient:
 
         logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for each request otherwise
         self.server, self.url, self.model, self.num_ctx = server, url.removesuffix("/v1").rstrip("/"), model, num_ctx
+        self.prompt_tokens: int | None = None  # of the last whole answer, where the server says it (Ollama)
         key = os.environ.get(KEY_VARIABLE) if server != "ollama" else None
         try:
             httpx.URL(self.url)
@@ -271,6 +272,8 @@ class ChatClient:
             if text := _content(part, "message"):
                 yield text
             if part.get("done"):
+                count = part.get("prompt_eval_count")
+                self.prompt_tokens = count if isinstance(count, int) else None
                 return
         raise EqaError(f"{self.url}: the answer broke off; look into Ollama's log")
 

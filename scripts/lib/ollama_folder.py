@@ -21,6 +21,8 @@ ARCHITECTURE = "Qwen3VLForConditionalGeneration"
 # places (PostTokenize, deepstack in model/models/qwen3vl/model.go): before that all but the first overlap
 MIN_VERSION = (0, 17, 1)
 MIN_VERSION_GGUF = (0, 30, 0)  # first Ollama that takes a language model and a projector as two GGUF files
+# since MIN_VERSION_GGUF Ollama tells llama.cpp to enlarge smaller pictures of Qwen-VL to so many tokens
+LEAST_IMAGE_TOKENS = 1024
 # what Ollama's own engine, before MIN_VERSION_GGUF, does not read from the model
 ENGINE_IDS = {
     "vision_start_token_id": 151652,

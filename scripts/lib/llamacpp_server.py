@@ -18,6 +18,10 @@ from scripts.lib.chat_client import KEY_VARIABLE
 from scripts.lib.cli import entry, path_argument
 from scripts.lib.errors import EqaError
 
+# Prompts that llama.cpp keeps in memory for a next turn. Its own 8,192 MiB would let a server of a 2B model, whose prompt of
+# eight frames is 156 MB, grow by as much. Unit: MiB
+CACHE_RAM_MIB = 1024
+
 
 def start(model: Path, mmproj: Path, name: str, host: str, port: int, context: int, threads: int) -> object:
     """Load the model and listen; the returned xllamacpp.Server stops when it is collected.
@@ -43,6 +47,7 @@ def start(model: Path, mmproj: Path, name: str, host: str, port: int, context: i
     params.hostnames, params.port = [host], port
     params.n_ctx, params.n_parallel = context, 1
     params.warmup = False
+    params.cache_ram_mib = CACHE_RAM_MIB
     # pages of other origins may not read a server on this machine
     params.cors_origins = f"http://{host}:{port}"
     params.cors_origins_explicit = True

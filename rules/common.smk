@@ -14,7 +14,7 @@ from scripts.lib.errors import EqaError
 from scripts.lib.imports import code_files
 from scripts.lib.pins import check_pinned
 from scripts.prepare_environments import needed_environments, prepare
-from scripts.lib.sources import source_archive, source_fingerprint
+from scripts.lib.sources import questions_size, source_archive, source_fingerprint
 from scripts.lib.targets import check_targets
 
 ROOT = Path(workflow.basedir)
@@ -76,14 +76,41 @@ def source_listing():
     return of_source(source_fingerprint)
 
 
+def questions_mb():
+    """Size in MB of the question file, as far as it is known before the first job."""
+    recorded = ROOT / "data/raw/openeqa/questions.json"
+    return (
+        questions_size(config["data"]["source"], config["data"]["questions"], recorded)
+        / 1e6
+    )
+
+
 def source_has_archive():
     """Whether the user's data folder holds the HM3D archive; as recorded where the folder is not on this machine."""
     return bool(of_source(source_archive))
 
 
-def memory(mb):
-    """Memory of a job in MB; each further attempt asks for so much more (a cluster kills a job over its request)."""
-    return lambda wildcards, attempt: mb * attempt
+def memory(mb, per_mb=0):
+    """Memory of a job in MB: `mb`, and `per_mb` for each MB of the question file, which is there before any job.
+
+    Each further attempt asks for so much more (a cluster kills a job over its request). The rates are measured with
+    one in five to spare: bench/scale.py, docs/scale.md.
+    """
+    return lambda wildcards, attempt: int(mb + per_mb * QUESTIONS_MB) * attempt
+
+
+def memory_of(mb, **per_mb):
+    """The same by the sizes of named inputs; unknown (<TBD>) until they are there."""
+
+    def needed(wildcards, input, attempt):
+        grown = 0.0
+        for name, rate in per_mb.items():
+            files = [input[name]] if isinstance(input[name], str) else input[name]
+            # Snakemake knows from a missing input's FileNotFoundError that it has to ask again
+            grown += rate * sum(os.path.getsize(file) for file in files) / 1e6
+        return int(mb + grown) * attempt
+
+    return needed
 
 
 def refuse_unmakeable():

@@ -1,6 +1,7 @@
 # Raw data -> index -> split -> frames -> LLaMA-Factory data; and the base model, whose processor counts the tokens.
 SHARDS = [f"{shard:04d}" for shard in range(config["frames"]["shards"])]
 ARCHIVE = source_has_archive()
+QUESTIONS_MB = questions_mb()
 PROMPT = {
     "short_answer": "config/prompts/short_answer.txt",
     "official": "data/raw/openeqa/prompts/manifest.json",
@@ -93,6 +94,8 @@ rule list_source:
         "data/raw/openeqa/source.json",
     log:
         "logs/list_source.log",
+    resources:
+        mem_mb=memory(600, 12),
     params:
         config=canonical("data.source"),
         listing=source_listing(),
@@ -122,6 +125,8 @@ rule index_episodes:
         questions="results/index/questions.json",
     log:
         "logs/index_episodes.log",
+    resources:
+        mem_mb=memory(600, 16),
     params:
         config=canonical(
             "data.source",
@@ -156,6 +161,8 @@ rule split_questions:
         ),
     log:
         "logs/split_questions.log",
+    resources:
+        mem_mb=memory(600, 9),
     params:
         config=canonical("split"),
     shell:
@@ -224,6 +231,8 @@ rule join_frames:
         "results/frames/manifest.json",
     log:
         "logs/join_frames.log",
+    resources:
+        mem_mb=memory_of(600, shards=11),
     shell:
         """
         uv run --frozen --no-sync python -m scripts.join_frames \
@@ -270,6 +279,7 @@ else:
             "models/base/manifest.json",
         log:
             "logs/fetch_base_model.log",
+        localrule: True
         params:
             config=canonical("model.source", "model.name", "model.path"),
         shell:
@@ -303,7 +313,7 @@ rule build_sft:
     log:
         "logs/build_sft.log",
     resources:
-        mem_mb=memory(1500),
+        mem_mb=memory_of(1500, questions=1.5, frames=1.5),
     params:
         config=canonical(
             "data.conversation",

@@ -102,6 +102,8 @@ rule predict_majority:
         facts="results/predictions/majority.meta.json",
     log:
         "logs/predict_majority.log",
+    resources:
+        mem_mb=memory(600, 9),
     shell:
         """
         uv run --frozen --no-sync python -m scripts.predict_majority \
@@ -134,6 +136,8 @@ rule score:
         ),
     log:
         "logs/score/{model}.log",
+    resources:
+        mem_mb=memory(600, 8),
     params:
         config=canonical("score"),
     shell:
@@ -218,6 +222,8 @@ rule compare_models:
         ),
     log:
         "logs/compare_models.log",
+    resources:
+        mem_mb=memory(600, 12),
     params:
         config=canonical("score"),
     shell:

@@ -144,6 +144,8 @@ rule write_report:
         ),
     log:
         "logs/write_report.log",
+    resources:
+        mem_mb=memory_of(600, questions=7, frames=7, rows=7),
     params:
         config=canonical("report"),
     shell:

@@ -16,6 +16,7 @@ Depth pictures, poses and intrinsics are not frames. Nothing else is looked at; 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
@@ -24,7 +25,7 @@ from pathlib import Path
 
 from scripts.lib.config import resolve_source
 from scripts.lib.errors import EqaError
-from scripts.lib.files import read_json
+from scripts.lib.files import read_json, safe_join
 from scripts.lib.spaces import scan_of
 
 FRAME_SUFFIXES = ("-rgb.png", "-rgb.jpg", "-rgb.jpeg")
@@ -135,6 +136,25 @@ def source_archive(source: str, recorded: Path) -> str:
     except EqaError:
         return _recorded(recorded).get("archive", {}).get("path", "") if recorded.is_file() else ""
     return find_archive(root)
+
+
+def questions_size(source: str, name: str, recorded: Path) -> int:
+    """Bytes of the question file before any job has run: the user's own, else the copy of an earlier run, else 0.
+
+    Args:
+        source, name: config `data.source`, `data.questions`.
+        recorded: data/raw/openeqa/questions.json.
+    """
+    candidates = [recorded]
+    if source:
+        with contextlib.suppress(EqaError):
+            root = resolve_source(source)
+            candidates = [safe_join(base, name) for _, base in bases(root)] + candidates
+    for path in candidates:
+        size = _file_size(path)
+        if size is not None:
+            return size
+    return 0
 
 
 def find_archive(root: Path) -> str:

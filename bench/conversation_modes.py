@@ -9,8 +9,8 @@ Ways to train on the same questions with the same recipe, config/config.yaml's:
     episode_steps    the same conversations, as many optimizer steps as `question` has
     episode_shipped  the same conversations, the recipe's own epochs: what the demo does
 
-Each way trains at each of --rates on the first seed; the rate with the least validation loss is its own best, and the
-other seeds train at that one. Validation is the same for all: the validation questions, each alone, by validation loss
+Each way trains at each of --rates on the first seed, and further where the best lies at the edge of them; the rate with the
+least validation loss is its own best, and the other seeds train at that one. Validation is the same for all: the validation questions, each alone, by validation loss
 (4-bit base, as training sees it) and by exact match of greedy answers on the unquantized base (as results/metrics does).
 Every training looks at the validation loss equally often and hands over its best checkpoint, so that none has more
 choice than another. The test part is not touched.
@@ -77,6 +77,14 @@ def training_recipe(train: Mapping, rate: float, seed: int, epochs: float, steps
 def best_rate(runs: Sequence[Mapping]) -> float:
     """The learning rate whose run has the least validation loss; the smaller one of two equal ones."""
     return min(runs, key=lambda run: (run["val_loss"], run["rate"]))["rate"]
+
+
+def beyond(runs: Sequence[Mapping]) -> float | None:
+    """Twice or half the best rate where it lies at the edge of what was tried, so that no way is cut short; else None."""
+    rates, best = [run["rate"] for run in runs], best_rate(runs)
+    if best == max(rates):
+        return 2 * best
+    return best / 2 if best == min(rates) else None
 
 
 def spread_of(values: Sequence[float], digits: int) -> dict:
@@ -261,6 +269,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arms, means = {}, {}
     for way in args.ways:
         tried = [one_run(work, config, way, args.seeds[0], rate, args.epochs) for rate in sorted(args.rates)]
+        while (further := beyond(tried)) is not None:
+            tried.append(one_run(work, config, way, args.seeds[0], further, args.epochs))
         best = best_rate(tried)
         runs = [one_run(work, config, way, seed, best, args.epochs) for seed in args.seeds]
         arms[way], means[way] = summarise(way, tried, runs), question_means(runs)

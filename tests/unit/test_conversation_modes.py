@@ -34,6 +34,15 @@ def test_rate_with_the_least_loss_is_chosen_whatever_the_score() -> None:
     assert bench.best_rate(runs) == 1e-3
 
 
+def test_a_best_rate_at_the_edge_is_looked_beyond() -> None:
+    def runs(*losses: float) -> list[dict]:
+        return [{"rate": rate, "val_loss": loss} for rate, loss in zip((1e-3, 3e-3, 6e-3), losses, strict=True)]
+
+    assert bench.beyond(runs(0.7, 0.6, 0.8)) is None
+    assert bench.beyond(runs(0.8, 0.7, 0.6)) == 12e-3
+    assert bench.beyond(runs(0.6, 0.7, 0.8)) == 5e-4
+
+
 def test_mean_and_spread_are_over_seeds() -> None:
     assert bench.spread_of([1.0, 2.0, 3.0], 2) == {"mean": 2.0, "sd": 1.0, "values": [1.0, 2.0, 3.0]}
     assert bench.spread_of([1.0], 2)["sd"] == 0.0

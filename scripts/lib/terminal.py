@@ -18,38 +18,72 @@ OWN_HANDLER = "DefaultStreamHandler"  # snakemake.logging.LoggerManager
 LAST_LINES = 3
 
 
-def wants_view(workflow) -> bool:
-    """Whether the run goes to a person's terminal and Snakemake's own words were not asked for.
+def may_want_view(workflow) -> bool:
+    """Whether the run is at a person's terminal and Snakemake's own words were not asked for.
 
     Args:
-        workflow: Snakemake's workflow. Its plain output stays for a dry run (it tells the reasons), for --quiet, --verbose
-            and --printshellcmds, and on a cluster (jobs travel in groups there, which the view does not know).
+        workflow: Snakemake's workflow. --quiet, --verbose and --printshellcmds ask for its own words, a dry run tells the
+            reasons in them.
     """
     settings = workflow.output_settings
-    asked = settings.quiet or settings.verbose or settings.printshellcmds or settings.debug_dag or settings.stdout
+    asked = settings.quiet or settings.verbose or settings.printshellcmds or settings.debug_dag
     return (
-        workflow.is_main_process
-        and workflow.local_exec
-        and not workflow.dryrun
-        and not asked
-        and sys.stderr.isatty()
-        and os.environ.get("TERM", "dumb") != "dumb"
+        not (asked or settings.stdout or settings.dryrun) and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
     )
 
 
-def show_view(workflow) -> None:
-    """Put snakemake-logger-plugin-rich in the place of Snakemake's own handler; leave that alone if it is not there."""
-    logger = workflow.logger_manager.logger
-    own = [handler for handler in logger.handlers if handler.name == OWN_HANDLER]
-    if not own:
-        return  # --logger chose another
-    from snakemake_logger_plugin_rich import LogHandler
+class Choice(logging.Handler):
+    """Snakemake's own handler, or snakemake-logger-plugin-rich once it is known that jobs run on this machine.
 
-    view = LogHandler(workflow.logger_manager.settings, None)
-    view.setLevel(logging.INFO)
-    for handler in own:
-        logger.removeHandler(handler)
-    logger.addHandler(view)
+    A Snakefile is read before Snakemake says where jobs will run. On a cluster jobs travel in groups, which the view does
+    not know.
+    """
+
+    def __init__(self, workflow, own: logging.Handler) -> None:
+        super().__init__(own.level)
+        self.workflow, self.own = workflow, own
+        self.chosen: logging.Handler | None = None
+        self.held: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Pass a record on; the run's opening words wait for the choice."""
+        if self.chosen is None:
+            if self.workflow.executor_plugin is None:
+                if getattr(record, "event", "") == "workflow_started":
+                    self.held.append(record)
+                else:
+                    self.own.handle(record)
+                return
+            self.choose()
+        self.chosen.handle(record)
+
+    def choose(self) -> None:
+        """Decide, and say what waited."""
+        self.chosen = self.own
+        if self.workflow.local_exec and not self.workflow.dryrun:
+            from snakemake_logger_plugin_rich import LogHandler
+
+            self.chosen = LogHandler(self.workflow.logger_manager.settings, None)
+        for record in self.held:
+            self.chosen.handle(record)
+        self.held.clear()
+
+    def close(self) -> None:
+        """End the view: nothing is drawn after it."""
+        for record in self.held:
+            self.own.handle(record)
+        self.held.clear()
+        if self.chosen is not None:
+            self.chosen.close()
+        super().close()
+
+
+def show_view(workflow) -> None:
+    """Put a Choice in the place of Snakemake's own handler; nothing where --logger chose another."""
+    logger = workflow.logger_manager.logger
+    for own in [handler for handler in logger.handlers if handler.name == OWN_HANDLER]:
+        logger.removeHandler(own)
+        logger.addHandler(Choice(workflow, own))
 
 
 class Ending(logging.Handler):
@@ -98,7 +132,7 @@ def watch(workflow) -> None:
     """Set up the view, if wanted, and the end. Call once, while the Snakefile is read, before the hooks of others."""
     if not workflow.is_main_process:
         return
-    if wants_view(workflow):
+    if may_want_view(workflow):
         show_view(workflow)
     ending = Ending()
     workflow.logger_manager.logger.addHandler(ending)

@@ -120,6 +120,14 @@ def test_a_dry_run_at_a_terminal_keeps_the_reasons(project):
     assert "exact match" not in text
 
 
+def test_a_cluster_keeps_snakemakes_own_words(project):
+    """The Slurm plugin ends at once where there is no Slurm: what it said until then came from Snakemake's own handler."""
+    code, text = at_terminal(project, "--executor", "slurm", "--jobs", "1")
+    assert code == 1
+    assert "Workflow start" not in text
+    assert "sbatch" in text or "slurm" in text.lower()
+
+
 def test_shell_commands_are_shown_on_request(project):
     _, text = at_terminal(project, "--printshellcmds")
     assert "touch b" in text

@@ -297,8 +297,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if step == "plan":
             import resource
 
-            peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024
-            print(json.dumps({"seconds": round(seconds, 3), "peak_mb": peak}))
+            used = resource.getrusage(resource.RUSAGE_CHILDREN)
+            facts = {"seconds": round(seconds, 3), "peak_mb": used.ru_maxrss // 1024}
+            print(json.dumps(facts | {"cpu_s": round(used.ru_utime + used.ru_stime, 2)}))
         else:
             report(seconds)
         return 0

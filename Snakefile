@@ -19,9 +19,22 @@ include: "rules/deliver.smk"
 include: "rules/report.smk"
 
 
+# On a cluster these stay where Snakemake runs: they need the network, or are done before a job would start. A profile that
+# puts one into a group sends it with the group.
 localrules:
     all,
     envs,
+    fetch_questions,
+    fetch_prompts,
+    fetch_episodes,
+    judge_answers,
+    import_ollama,
+    check_serving,
+    compare_models,
+    write_config,
+    write_plots,
+    write_model_card,
+    prepare_ollama,
 
 
 rule all:

@@ -49,6 +49,13 @@ def finish_run(success):
                 for file in workflow.get_rule("all").input
                 if not os.path.exists(str(file))
             ]
+            # what another program or a broken disk did while jobs ran must not be stored as their result
+            changed = [] if missing else provenance.restore(PROVENANCE_POLICY)
+            if changed:
+                raise EqaError(
+                    f"{changed[0]} and {len(changed) - 1} more are not what their jobs wrote: nothing is "
+                    "committed to DVC; `snakemake` makes them again, or `dvc checkout` brings them back"
+                )
             if commits and missing:
                 # a single target of a fresh clone: DVC's one stage has all outputs or none
                 commits, why_not = False, (

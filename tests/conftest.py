@@ -28,8 +28,7 @@ def openeqa() -> Path:
     return folder.resolve()
 
 
-@pytest.fixture(scope="session")
-def finished_demo() -> Path:
+def make_finished_demo() -> Path:
     """A committed clone in which the demo has run to its end. Built once for equal sources; copy it, never change it."""
     store = ROOT / "work/finished_demo"
     folder = store / project.source_key()
@@ -45,6 +44,12 @@ def finished_demo() -> Path:
         project.call(folder, "git", "commit", "-q", "--allow-empty", "-m", "demo")
         done.touch()
     return folder
+
+
+@pytest.fixture(scope="session")
+def finished_demo() -> Path:
+    """The finished demo of this source: see `make_finished_demo`."""
+    return make_finished_demo()
 
 
 @pytest.fixture

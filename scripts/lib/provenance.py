@@ -38,6 +38,7 @@ METADATA = Path(".snakemake/metadata")
 INCOMPLETE = Path(".snakemake/incomplete")
 STATE = Path(".snakemake/provenance")
 STAT_CACHE = STATE / "stat.json"
+WRITTEN = STATE / "written.json"  # what jobs here wrote: output -> [end of the job, sha256]
 RECORD_FORMATS = frozenset({6})  # values of snakemake.persistence.RECORD_FORMAT_VERSION known here (9.27.1)
 NAME_MAX = 254  # Snakemake cuts the encoded key into folders of this length (os.pathconf PC_NAME_MAX - 1)
 KEPT = "eqa_params"  # extra key of a marked record: the parameters before the mark; Snakemake ignores unknown keys
@@ -241,6 +242,26 @@ def wrote_it_here(record: dict, path: str) -> bool:
     return False
 
 
+def read_written() -> dict[str, list]:
+    """What the jobs of this workspace wrote, as seen when their run ended; {} where nothing is known."""
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        content = json.loads(WRITTEN.read_text(encoding="utf-8"))
+        if isinstance(content, dict):
+            return {key: entry for key, entry in content.items() if isinstance(entry, list) and len(entry) == 2}
+    return {}
+
+
+def is_known(record: dict, entry: list | None) -> bool:
+    """Whether an entry of `read_written` is about the job that this record is about."""
+    ends = (record.get("endtime"), entry[0] if entry else None)
+    return all(isinstance(end, float | int) for end in ends) and abs(ends[0] - ends[1]) <= SAME_TIME_S
+
+
+def changed_quietly(record: dict, path: str, entry: list | None, cache: StatCache) -> bool:
+    """Whether a file keeps the time that its job gave it, but not the content: a broken disk does that."""
+    return is_known(record, entry) and wrote_it_here(record, path) and cache.sha256(path) not in (None, entry[1])
+
+
 # --- restore -------------------------------------------------------------------------------------------------------
 
 
@@ -260,13 +281,14 @@ def restore(policy: Policy, say: Callable[[str], None] | None = None, lock: Path
         jobs = {}
     cache = StatCache(STAT_CACHE)
     _put_pins_back(jobs, policy, cache)
+    written = read_written()
     owned = {output for job in jobs.values() for output in job.outputs}
     lock_age = lock.stat().st_mtime if jobs else 0.0
     groups: list[tuple[Job | None, list[str]]] = [(job, list(job.outputs)) for job in jobs.values()]
     groups += [(None, [key]) for key in sorted(set(local_keys()) - owned)]
     faults: dict[str, str] = {}
     for job, outputs in groups:
-        faults.update(_restore_job(job, outputs, policy, cache, lock_age))
+        faults.update(_restore_job(job, outputs, policy, cache, lock_age, written))
     cache.save()
     for output, why in list(faults.items())[:MAX_LINES]:
         say(f"{output}: {why}; the rule that makes it runs again, unless `dvc checkout` brings the recorded file back")
@@ -276,7 +298,12 @@ def restore(policy: Policy, say: Callable[[str], None] | None = None, lock: Path
 
 
 def _restore_job(
-    job: Job | None, outputs: list[str], policy: Policy, cache: StatCache, lock_age: float
+    job: Job | None,
+    outputs: list[str],
+    policy: Policy,
+    cache: StatCache,
+    lock_age: float,
+    written: Mapping[str, list],
 ) -> dict[str, str]:
     """Restore or mark the records of one job; returns {output: why} for those that are marked."""
     present = [output for output in outputs if os.path.lexists(output)]
@@ -301,6 +328,8 @@ def _restore_job(
             # the condition on the age: a newer recipe made the same bytes again, and a kill came before the export
             if output not in why and not wrote_it_here(plain, output):
                 why[output] = "not the recorded file" if job else "changed since it was made"
+            elif changed_quietly(plain, output, written.get(output), cache):
+                why.setdefault(output, "changed since it was made, without a new time")
         fault = why.get(output) or folder_fault(output, policy, cache) or _input_fault(wanted, output, cache)
         if fault:
             why[output] = fault
@@ -441,6 +470,7 @@ def export(policy: Policy, alive: Iterable[str] | None = None, success: bool = T
             old = {}
         cache = StatCache(STAT_CACHE)
         jobs = _merge(old, _local_jobs(old, cache), alive)
+        _write_written(jobs)
         text = lock_text(jobs.values())
         changed = not lock.exists() or lock.read_bytes() != text.encode()
         if changed:
@@ -460,6 +490,22 @@ def unexported() -> bool:
     return any(old.get(job.key) != job for job in _local_jobs(old, cache))
 
 
+def _write_written(jobs: Mapping[str, Job]) -> None:
+    """Remember what this workspace's jobs wrote; a full or read-only disk loses only the memory."""
+    before = read_written()
+    now = {}
+    for job in jobs.values():
+        for output, sha256 in job.outputs.items():
+            record = read_record(output)
+            if is_known(unmarked(record), before.get(output)):
+                now[output] = before[output]
+            elif KEPT not in record and wrote_it_here(record, output):
+                now[output] = [record["endtime"], sha256]
+    with contextlib.suppress(OSError):
+        if now != before:
+            write_text(WRITTEN, json.dumps(now, sort_keys=True))
+
+
 def _local_jobs(old: Mapping[str, Job], cache: StatCache) -> list[Job]:
     """Jobs that ran here and whose outputs are all still as written."""
     groups: dict[str, dict[str, dict]] = {}
@@ -467,14 +513,20 @@ def _local_jobs(old: Mapping[str, Job], cache: StatCache) -> list[Job]:
         record = read_record(key)
         if record.get("record_format_version") not in RECORD_FORMATS or not record.get("rule"):
             continue
-        group = json.dumps([record.get(name) for name in ("rule", "code", "params", "input", "input_checksums", "log")])
+        # a mark on one output of a job does not make it another job
+        plain = unmarked(record)
+        group = json.dumps([plain.get(name) for name in ("rule", "code", "params", "input", "input_checksums", "log")])
         groups.setdefault(group, {})[key] = record
     jobs = []
+    written = read_written()
     for records in groups.values():
         if any(KEPT in record or is_running(key) or not wrote_it_here(record, key) for key, record in records.items()):
             continue
-        for key in records:
-            _believe_listed(key, cache)
+        if any(changed_quietly(record, key, written.get(key), cache) for key, record in records.items()):
+            continue
+        for key, record in records.items():
+            if not is_known(record, written.get(key)):
+                _believe_listed(key, cache)
         outputs = {key: cache.sha256(key) for key in sorted(records)}
         if any(sha256 is None for sha256 in outputs.values()):
             continue  # a folder, or gone

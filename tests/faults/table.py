@@ -1,0 +1,55 @@
+"""The table of rule x fault x outcome, as text and between two marks of docs/reliability.md."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+BEGIN = "<!-- fault matrix: begin, written by `make test-faults` -->"
+END = "<!-- fault matrix: end -->"
+
+
+def cell(results: Mapping[tuple[str, str], Mapping], rule: str, fault: str, key: str) -> str:
+    """A case's outcome; "not run" where there is none for this source."""
+    result = results.get((rule, fault))
+    return result["outcome"].replace("|", "/") if result and result["key"] == key else "not run"
+
+
+def text(
+    rules: Sequence[str],
+    faults: Sequence[str],
+    results: Mapping[tuple[str, str], Mapping],
+    keys: Mapping[str, str],
+) -> str:
+    """A Markdown table with a row a rule and a column a fault, then a count of the outcomes."""
+    cells = {(rule, fault): cell(results, rule, fault, keys[rule]) for rule in rules for fault in faults}
+    lines = [
+        f"| rule | {' | '.join(faults)} |",
+        f"|---|{'---|' * len(faults)}",
+        *(f"| {rule} | {' | '.join(cells[rule, fault] for fault in faults)} |" for rule in rules),
+        "",
+    ]
+    passed = sum(bool(results.get(case, {}).get("good")) for case in cells)
+    broken = sum(results.get(case, {}).get("good") is False for case in cells)
+    lines.append(
+        f"{len(cells)} cases: {passed} kept every promise, {broken} broke one, {len(cells) - passed - broken} not run."
+    )
+    return "\n".join(lines)
+
+
+def write(page: Path, *what) -> None:
+    """Put the table between the marks of `page`."""
+    old = page.read_text()
+    new = f"{BEGIN}\n\n{text(*what)}\n\n{END}"
+    changed, count = re.subn(f"{re.escape(BEGIN)}.*?{re.escape(END)}", lambda match: new, old, flags=re.DOTALL)
+    if count != 1:
+        raise ValueError(f"{page}: the marks of the table are missing")
+    page.write_text(changed)
+
+
+def read(page: Path) -> tuple[list[str], list[str]]:
+    """(rules, faults) that the table of `page` lists."""
+    body = page.read_text().split(BEGIN)[1].split(END)[0]
+    rows = [[word.strip() for word in line.strip("|").split("|")] for line in body.splitlines() if line.startswith("|")]
+    return [row[0] for row in rows[2:]], rows[0][1:]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -29,6 +30,7 @@ def ready(finished_demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
         assert text.count(old) == 1, old
         text = text.replace(old, new)
     config.write_text(text)
+    shutil.rmtree(folder / "work/train")  # the demo's own training
     return folder
 
 
@@ -88,8 +90,7 @@ def test_same_command_after_a_kill_gives_the_same_adapter(ready, undisturbed, tm
     if victim != "trainer":
         assert "an earlier Snakemake was killed here; its lock is removed" in again.stderr
     assert made(folder) == undisturbed
-    runs = [path for path in (folder / "work/train").glob("*/job.json") if read_json(path)["train"]["max_steps"] == 24]
-    assert len(runs) == 1, "one training, not two"
+    assert len(sorted((folder / "work/train").glob("*/job.json"))) == 1, "one training, not two"
     resumed = read_json(folder / "results/train_log/speed.json")["resumed_from_step"]
     if victim == "snakemake":
         assert resumed == 0, "the orphan ended by itself; its adapter was taken over"

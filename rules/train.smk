@@ -1,4 +1,14 @@
 # QLoRA by LLaMA-Factory.
+NODES = config["train"]["nodes"]
+# For Slurm: a task and at least a GPU on each node. "mpi" makes the plugin start the job itself without srun, which the job
+# then uses; tasks_per_gpu=0 keeps it from asking for so many tasks a GPU.
+SEVERAL_NODES = (
+    {"nodes": NODES, "tasks": NODES, "tasks_per_gpu": 0, "mpi": "srun"}
+    if NODES > 1
+    else {}
+)
+
+
 rule train_adapter:
     # Checkpoints live in work/train, outside the outputs: a killed run goes on from the newest complete one.
     input:
@@ -35,11 +45,8 @@ rule train_adapter:
         "benchmarks/train_adapter.tsv"
     threads: 2
     resources:
-        # on Slurm: as many nodes as the recipe says, a task and at least a GPU on each
-        gpu=config["train"]["nodes"],
-        nodes=config["train"]["nodes"],
-        tasks=config["train"]["nodes"],
-        tasks_per_gpu=0,  # else the plugin asks for so many tasks a GPU
+        **SEVERAL_NODES,
+        gpu=NODES,
         mem_mb=memory(3500),
     params:
         config=canonical("train", "vision"),

@@ -6,6 +6,7 @@ Ways to train on the same questions with the same recipe, config/config.yaml's:
 
     question         one question a sample, --epochs epochs: the usual recipe
     episode_epochs   all questions of an episode as turns of one conversation, as many epochs, so far fewer updates
+    question_steps   one question a sample again, as many optimizer steps as `episode_epochs` has
     episode_steps    the same conversations, as many optimizer steps as `question` has
     episode_shipped  the same conversations, the recipe's own epochs: what the demo does
 
@@ -39,7 +40,13 @@ from scripts.lib.files import read_json, read_jsonl, remove, sha256_file, write_
 from scripts.lib.imports import code_files
 
 ROOT = Path(__file__).resolve().parents[1]
-WAYS = ("question", "episode_epochs", "episode_steps", "episode_shipped")
+WAYS = ("question", "episode_epochs", "question_steps", "episode_steps", "episode_shipped")
+PAIRS = (  # ours, theirs: equal epochs, equal steps (few, many), and what the recipe does about it
+    ("episode_epochs", "question"),
+    ("episode_epochs", "question_steps"),
+    ("episode_steps", "question"),
+    ("episode_shipped", "question"),
+)
 LOOKS = 6  # at the validation loss, and checkpoints, in each training
 INPUTS = {
     "questions": Path("results/index/questions.json"),
@@ -166,14 +173,16 @@ def one_run(work: Path, config: Mapping, way: str, seed: int, rate: float, epoch
     Returns:
         {"way", "seed", "rate", "steps", "best_step", "val_loss", "exact_match", "exact": {question_id: 0 or 100}}.
     """
-    samples = build(work, config, "question" if way == "question" else "episode", seed)
+    mode, fixed = way.partition("_")[0], way.endswith("_steps")
+    samples = build(work, config, mode, seed)
     rows = len(read_json(samples / "train.json"))
     epochs = config["train"]["epochs"] if way == "episode_shipped" else epochs
-    steps = round(steps_an_epoch(rows, config["train"]) * epochs)
-    if way == "episode_steps":
-        alone = len(read_json(build(work, config, "question", seed) / "train.json"))
-        steps = round(steps_an_epoch(alone, config["train"]) * epochs)
-    recipe = training_recipe(config["train"], rate, seed, epochs, steps, way == "episode_steps")
+    counted = rows
+    if fixed:  # as many steps as the other form has in these epochs
+        other = "question" if mode == "episode" else "episode"
+        counted = len(read_json(build(work, config, other, seed) / "train.json"))
+    steps = round(steps_an_epoch(counted, config["train"]) * epochs)
+    recipe = training_recipe(config["train"], rate, seed, epochs, steps, fixed)
     code = {name: sha256_file(ROOT / name) for script in ("train_adapter", "predict") for name in _code(script)}
     inputs = {name: sha256_file(ROOT / path) for name, path in INPUTS.items()}
     identity = [recipe, config["predict"], inputs, sha256_file(samples / "train.json"), code]
@@ -282,9 +291,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         exact, loss = arm["exact_match"], arm["val_loss"]
         scores = f"{exact['mean']:11.1f} +- {exact['sd']:.1f} %{loss['mean']:13.3f} +- {loss['sd']:.3f}"
         print(f"{way:16}{arm['steps']:7}{arm['rate']:9g}{scores}{arm['seconds']['mean']:9.0f}")
-    differences = {way: paired(means[way], means["question"], spaces) for way in args.ways[1:]}
-    for way, found in differences.items():
-        print(f"{way} - question: {found['value']:+.1f} points ({found['low']:+.1f} to {found['high']:+.1f})")
+    pairs = [pair for pair in PAIRS if set(pair) <= set(means)]
+    differences = {f"{ours} - {theirs}": paired(means[ours], means[theirs], spaces) for ours, theirs in pairs}
+    for name, found in differences.items():
+        print(f"{name}: {found['value']:+.1f} points ({found['low']:+.1f} to {found['high']:+.1f})")
     theirs, ours = (arms[way]["exact_match"]["mean"] for way in (args.ways[0], args.ways[min(1, len(args.ways) - 1)]))
     result = {
         "bench": "conversation_modes",
@@ -295,7 +305,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "peak_mb": peak_mb(),
         "arms": arms,
         "base_exact_match": base["exact_match"],
-        "minus_question": differences,
+        "differences": differences,
         "epochs": args.epochs,
         "seeds": args.seeds,
         "questions": len(base["exact"]),

@@ -104,6 +104,14 @@ test-slurm: setup-test ## the demo through a real one-node Slurm (needs Debian's
 fuzz: setup-test ## make fuzz [SECONDS=60]: look for inputs that break a parser, each so long
 	@$(RUN) python -m tests.fuzz.fuzz --seconds "$(or $(SECONDS),60)"
 
+# an environment of its own: Snakemake imports every plugin at each start, and Kubernetes' client takes a second
+.tools/ready-kubernetes: .tools/ready-test
+	@UV_PROJECT_ENVIRONMENT=work/kubernetes/.venv $(UV) sync --frozen --quiet --group test-kubernetes --python "$(PYTHON)"
+	@touch $@
+
+test-kubernetes: .tools/ready-kubernetes ## profiles/kubernetes on a stand-in for a cluster
+	@$(RUN) work/kubernetes/.venv/bin/python -m pytest -q tests/kubernetes
+
 test-gpu: .tools/ready ## real 2B shape on a CUDA device
 	@$(RUN) python -m pytest -q tests/gpu
 

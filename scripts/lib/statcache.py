@@ -40,7 +40,15 @@ class StatCache:
 
     def sha256_all(self, paths: list[str], workers: int = 4) -> None:
         """Hash those of `paths` that are not known, several at once; hashlib gives up the interpreter lock."""
-        unknown = [path for path in paths if path not in self._seen and self._remembered(path) is None]
+        unknown = []
+        for path in paths:
+            if path in self._seen:
+                continue
+            known = self._remembered(path)
+            if known is None:
+                unknown.append(path)
+            else:
+                self._seen[path] = known  # `sha256` need not look a second time
         if len(unknown) > 1:
             with ThreadPoolExecutor(workers) as pool:
                 for _ in pool.map(self.sha256, unknown):

@@ -141,3 +141,20 @@ def test_answers_are_the_same_bytes_for_any_number_of_shards(tiny: dict, tmp_pat
         assert ((folder / "tuned.jsonl").read_bytes(), (folder / "tuned.meta.json").read_bytes()) == wanted
     empty = tmp_path / "5/shards/tuned/0000.jsonl"
     assert empty.read_bytes() == b"", "four batches are too few for five shards: no model is loaded for the fifth"
+
+
+def test_what_is_shared_does_not_depend_on_which_questions_are_asked(tiny: dict, tmp_path: Path) -> None:
+    """A lone question of an episode would share its whole prompt with itself, and round differently in half precision."""
+    from scripts.lib.engines.base import Setup
+    from scripts.lib.engines.transformers_engine import TransformersEngine
+
+    whole = predict.read_test(tiny["test"], tiny["folder"] / "frames", blind=False)
+    lengths = []
+    for asked, known in ((whole[:5], ()), (whole[:1], tuple(whole)), (whole[:1], ())):
+        engine = TransformersEngine(
+            Setup(tiny["base"].parent, None, prediction_data.config(), tmp_path, questions=known)
+        )
+        (answers,) = engine.answer([asked])
+        assert len(answers) == len(asked)
+        lengths.append(engine.work.prefix)
+    assert lengths[0] == lengths[1] < lengths[2]

@@ -8,7 +8,7 @@ Ways to train on the same questions with the same recipe, config/config.yaml's:
     episode_epochs   all questions of an episode as turns of one conversation, as many epochs, so far fewer updates
     question_steps   one question a sample again, as many optimizer steps as `episode_epochs` has
     episode_steps    the same conversations, as many optimizer steps as `question` has
-    episode_shipped  the same conversations, the recipe's own epochs: what the demo does
+    episode_shipped  the same conversations, the recipe as it is, with its own epochs and rate: what the demo does
 
 Each way trains at each of --rates on the first seed, and further where the best lies at the edge of them; the rate with the
 least validation loss is its own best, and the other seeds train at that one. Validation is the same for all: the validation questions, each alone, by validation loss
@@ -277,8 +277,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     base = read_json(base_file)
     arms, means = {}, {}
     for way in args.ways:
-        tried = [one_run(work, config, way, args.seeds[0], rate, args.epochs) for rate in sorted(args.rates)]
-        while (further := beyond(tried)) is not None:
+        rates = [config["train"]["learning_rate"]] if way == "episode_shipped" else sorted(args.rates)
+        tried = [one_run(work, config, way, args.seeds[0], rate, args.epochs) for rate in rates]
+        while len(rates) > 1 and (further := beyond(tried)) is not None:
             tried.append(one_run(work, config, way, args.seeds[0], further, args.epochs))
         best = best_rate(tried)
         runs = [one_run(work, config, way, seed, best, args.epochs) for seed in args.seeds]

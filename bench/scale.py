@@ -243,7 +243,12 @@ def measure(folder: Path, count: int, shards: int, base: Path) -> dict[str, dict
     (folder / "off.json").write_text('{"status": "disabled", "key": "data.demo_episodes"}')
     make_source(folder / "user", count)
     copy_project(folder / "project", folder / "user", shards)
-    found = {}
+    found: dict[str, dict] = {}
+
+    def take(step: str, **how: Sequence[str]) -> None:
+        found[step] = side("scale", step, folder, shards, **how)
+        print(f"{count} episodes: {step} {json.dumps(found[step])}", file=sys.stderr, flush=True)
+
     for step in STEPS:
         if step == "join":
             make_frames(results)
@@ -254,7 +259,7 @@ def measure(folder: Path, count: int, shards: int, base: Path) -> dict[str, dict
             if not base.is_file():
                 continue
             (folder / "base").symlink_to(base.parent.resolve(), target_is_directory=True)
-            found[step] = side("scale", step, folder, shards, python=(str(ROOT / "envs/train/.venv/bin/python"),))
+            take(step, python=(str(ROOT / "envs/train/.venv/bin/python"),))
             continue
         if step == "score":
             make_predictions(results)
@@ -265,7 +270,7 @@ def measure(folder: Path, count: int, shards: int, base: Path) -> dict[str, dict
             for model in MODELS[:2]:
                 off = '{"status": "disabled", "key": "deliver.llm_match"}'
                 (results / f"metrics/llm_match_{model}.json").write_text(off)
-        found[step] = side("scale", step, folder, shards)
+        take(step)
     return found
 
 

@@ -90,6 +90,7 @@ class Cluster:
         folder: for logs and the kubeconfig.
         image: environment variables that the container image sets.
         evict: asked for each running job several times a second; True kills it.
+        locked: refuses everything, as to a user without rights.
         jobs: by name, in order of submission.
         refused: messages of refused bodies.
         asked: (verb, resource) of every request, as roles name them.
@@ -98,6 +99,7 @@ class Cluster:
     folder: Path
     image: dict[str, str]
     evict: Callable[[Job], bool] = lambda job: False
+    locked: bool = False
     jobs: dict[str, Job] = field(default_factory=dict)
     secrets: dict[str, dict] = field(default_factory=dict)
     refused: list[str] = field(default_factory=list)
@@ -205,6 +207,9 @@ class _Handler(BaseHTTPRequestHandler):
         found = self._find("create")
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         if not found:
+            return
+        if self.cluster.locked:
+            self._status(403, "forbidden")
             return
         resource = found[0]["resource"]
         version, kind = KINDS[resource]

@@ -221,6 +221,23 @@ def test_a_project_off_the_volume_is_refused_with_the_way_out():
         check_on_volume(Path("/home/me"), volumes)
 
 
+@pytest.mark.parametrize(
+    ("kubeconfig", "part"),
+    [("none", "no Kubernetes cluster is named"), ("gone", "the Kubernetes API does not answer"), ("locked", "403")],
+)
+def test_a_cluster_that_cannot_be_used_is_told_in_one_line(light, tmp_path, kubeconfig, part):
+    _, clone, _ = light
+    with standin.Cluster(tmp_path / "cluster", {}, locked=True) as cluster:
+        if kubeconfig == "locked":
+            output = on_cluster(cluster, clone, "results/config.json", "--force", check=False)
+    if kubeconfig != "locked":  # the stand-in has gone by now
+        if kubeconfig == "none":
+            cluster.kubeconfig.unlink()
+        output = on_cluster(cluster, clone, "results/config.json", "--force", check=False)
+    assert part in output, output[-2000:]
+    assert "Traceback" not in output
+
+
 def test_the_pinned_plugin_alone_would_lose_files_in_folders(light):
     """The reason for profiles/kubernetes/plugin: without it Snakemake wants a storage provider for declared files."""
     cluster, clone, _ = light

@@ -16,7 +16,9 @@ from pathlib import Path
 
 import kubernetes.client
 import snakemake_executor_plugin_kubernetes as stock
+from kubernetes.config.config_exception import ConfigException
 from snakemake_interface_common.exceptions import WorkflowError
+from urllib3.exceptions import MaxRetryError
 
 GPU_RESOURCES = ("nvidia.com/gpu", "amd.com/gpu")
 WORKDIR = "workdir"  # the plugin's name for the empty folder that its jobs start in
@@ -107,7 +109,21 @@ class Executor(stock.Executor):
 
     def __post_init__(self) -> None:
         check_on_volume(Path.cwd(), self.workflow.executor_settings.persistent_volumes)
-        super().__post_init__()
+        try:
+            super().__post_init__()
+        except ConfigException as error:
+            raise WorkflowError(
+                f"no Kubernetes cluster is named ({error}); run Snakemake in a pod with a service account, or set KUBECONFIG"
+            ) from None
+        except kubernetes.client.ApiException as error:
+            raise WorkflowError(
+                f"Kubernetes refuses the run's secret ({error.status} {error.reason}); apply "
+                "profiles/kubernetes/cluster.yaml in the namespace of kubernetes-volume-namespace"
+            ) from None
+        except MaxRetryError as error:
+            raise WorkflowError(
+                f"the Kubernetes API does not answer ({str(error.reason)[:200]}); look at KUBECONFIG and the network"
+            ) from None
 
     # the plugin makes new clients when its credentials ran out, so they are replaced wherever they are set
     @property

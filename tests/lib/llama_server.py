@@ -31,6 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("-ngl", dest="gpu_layers", type=int)
     parser.add_argument("--image-min-tokens", type=int)
     parser.add_argument("--flash-attn", choices=["on", "off", "auto"], default="auto")
+    parser.add_argument("--load-mode", choices=["none", "mmap"], default="mmap")
     parser.add_argument("--chat-template")
     parser.add_argument("--keep", type=int)
     parser.add_argument("--log-verbosity", type=int)
@@ -66,6 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "off": xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED,
         "auto": xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_AUTO,
     }[args.flash_attn]
+    if args.load_mode == "none":
+        params.load_mode = xllamacpp.llama_load_mode.LLAMA_LOAD_MODE_NONE
     params.use_jinja = not args.no_jinja
     params.ctx_shift = args.context_shift
     for name, value in (

@@ -160,6 +160,7 @@ def versions(finished_demo: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     call(folder, "dvc", "remote", "add", "-q", "-d", "store", home / "store")
     call(folder, "git", "commit", "-q", "-am", "remote")
     call(folder, "git", "push", "-q", "origin", "main")
+    call(folder, "dvc", "push", "-q")
     follow(folder, block_of("docs/versions.md", "git switch -c narrow"))
     return folder
 

@@ -43,10 +43,10 @@ rule all:
         ARTIFACTS,
 
 
-# Every environment, beforehand: on a login node, or to build an image. No artifact depends on it.
+# The environments that this recipe needs, beforehand: on a node with network. No artifact depends on it.
 rule envs:
     input:
-        locks=["uv.lock", *sorted(glob("envs/*/uv.lock"))],
+        locks=[str(Path(name, "uv.lock")) for name in needed_environments(config)],
     log:
         "logs/envs.log",
     shell:

@@ -22,6 +22,7 @@ from scripts.lib import checkpoints, guards
 from scripts.lib.errors import EqaError
 from scripts.lib.files import remove, write_json
 from scripts.lib.threads import one_thread
+from scripts.lib.vision_cache import check_unchanged, use_vision_cache
 
 log = logging.getLogger(__name__)
 FAULT = "fault.txt"  # what a child process has to say to train_adapter, one line
@@ -134,10 +135,11 @@ def make_callback(job: Mapping, run_dir: Path) -> Any:
             self.started = self.began_step = self.warm = None
             self.step = 0
             self.loss = float("nan")
+            self.cache = self.collator = None
 
         # ---- before the first step
 
-        def on_train_begin(self, args, state, control, model=None, optimizer=None, **kwargs):
+        def on_train_begin(self, args, state, control, model=None, optimizer=None, train_dataloader=None, **kwargs):
             config = job["train"]
             whole = config["distributed"] == "ddp"  # the others put their own optimizer around shards
             facts = guards.check_loaded(model, optimizer if whole else None, config, Path(job["base_dir"]))
@@ -155,6 +157,8 @@ def make_callback(job: Mapping, run_dir: Path) -> Any:
                 from scripts.lib.answer_loss import use_answer_only_loss
 
                 use_answer_only_loss(model)
+            self.collator = train_dataloader.collate_fn
+            self.cache = keep_vision_features(job, model, self.collator, state.is_world_process_zero)
             model.register_forward_hook(self.watch_loss)
             self.started, self.began_step = time.monotonic(), state.global_step
             if state.is_world_process_zero:
@@ -231,6 +235,8 @@ def make_callback(job: Mapping, run_dir: Path) -> Any:
             expected = guards.linear_modules(Path(job["base_dir"]))
             # still what it was at the start: libraries have changed the base under a training before
             guards.check_quantization(model, expected, config["quantization_bit"], config["double_quantization"])
+            if self.cache:
+                check_unchanged(self.cache, model, self.collator, config["precision"])
             if not state.is_world_process_zero:
                 return
             rate = self.steps_per_s(state)
@@ -239,6 +245,7 @@ def make_callback(job: Mapping, run_dir: Path) -> Any:
                 "steps_per_s": round(rate, 4) if rate else None,
                 "seconds": round(time.monotonic() - self.started, 2),
                 "resumed_from_step": self.began_step,
+                "vision_cache": self.cache.facts if self.cache else None,
                 **machine_facts(args.world_size),
             }
             write_json(run_dir / "speed.json", facts)
@@ -253,6 +260,29 @@ def make_callback(job: Mapping, run_dir: Path) -> Any:
             return done / max(time.monotonic() - self.warm, 1e-9) if self.warm and done > 0 else None
 
     return Watch()
+
+
+def keep_vision_features(job: Mapping, model: Any, collator: Any, say: bool) -> Any:
+    """Features of all pictures, where the recipe lets them be kept; None where each step computes its own."""
+    config = job["train"]
+    limit = config["vision_cache_gb"]
+    frozen = config["freeze_vision_tower"] and config["freeze_multi_modal_projector"]
+    # FSDP gathers weights where the whole model is called, and the tower is called by itself here
+    if not limit or not frozen or config["distributed"] == "fsdp":
+        return None
+    rows = [row for part in ("train", "val") for row in guards.read_samples(Path(job["dataset_dir"]) / f"{part}.json")]
+    pictures = [os.path.join(job["args"]["media_dir"], name) for row in rows for name in row["images"]]
+    workers, precision = config["dataloader_workers"], config["precision"]
+    cache = use_vision_cache(model, collator, pictures, limit_gb=limit, workers=workers, precision=precision)
+    if say and cache:
+        print(
+            f"vision features of {cache.facts['pictures']} pictures kept: {cache.facts['mb']:.0f} MB on "
+            f"{cache.facts['place']}, {cache.facts['seconds']:.1f} s",
+            file=sys.stderr,
+        )
+    elif say:
+        print(f"vision features take more than train.vision_cache_gb={limit}: computed each step", file=sys.stderr)
+    return cache
 
 
 def check_data(job: Mapping, tokenizer: Any) -> dict:

@@ -32,6 +32,7 @@ from scripts.lib.files import (
     write_json,
     write_json_list,
 )
+from scripts.lib.progress import Progress
 from scripts.lib.tokens import ProcessorLimits, image_tokens, largest_max_pixels, read_processor_limits
 
 PARTS = ("train", "val", "test")
@@ -473,9 +474,11 @@ def run(questions: Path, split: Path, frames: Path, base: Path, prompt: Path, co
 
     def counted(part: str) -> Iterator[dict]:
         conversations = part == "train" and config["data"]["conversation"] == "episode"
-        for row, tokens in builder.rows(parts[part], conversations):
-            summary[part].add(row, tokens)
-            yield row
+        with Progress(len(parts[part]), "questions", name=part) as progress:
+            for row, tokens in builder.rows(parts[part], conversations):
+                summary[part].add(row, tokens)
+                progress.update(len(row["question_ids"]))
+                yield row
 
     output.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as whole:

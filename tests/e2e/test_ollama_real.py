@@ -8,7 +8,6 @@ model takes part renumbered (tests/lib/numbered_model.py). From 0.30 on llama.cp
 from __future__ import annotations
 
 import json
-import logging
 import os
 import re
 import shutil
@@ -189,11 +188,11 @@ def test_a_foreign_model_of_our_name_stays(results, asked, ollama, own_models, t
     assert record["name"] == record["model"] != model
 
 
-def test_eight_frames_are_asked_about_and_enlarged_ones_are_told(results, ollama, own_models, tmp_path, caplog):
+def test_eight_frames_are_asked_about_and_enlarged_ones_are_told(results, ollama, own_models, tmp_path, capsys):
     """From 0.30 on the demo's model may well answer with nothing: then the refusal says why, and nothing is left."""
-    caplog.set_level(logging.INFO)
     code = load(results, results / "sft/test.json", tmp_path / "import.json")
-    assert ("enlarges each picture to 1024 tokens or more" in caplog.text) != ollama.own_engine
+    said = capsys.readouterr().err
+    assert ("enlarges each picture to 1024 tokens or more" in said) != ollama.own_engine
     if code == 0:
         question = read_json(tmp_path / "import.json")["question"]
         assert len(question["frames"]) == 8
@@ -202,7 +201,7 @@ def test_eight_frames_are_asked_about_and_enlarged_ones_are_told(results, ollama
         assert question["answer"]
     else:
         assert not ollama.own_engine
-        assert "answers with nothing" in caplog.text
+        assert "answers with nothing" in said
         assert not any(name.startswith(NAME) for name in own_models.models())
         assert not (tmp_path / "import.json").exists()
 
@@ -266,14 +265,15 @@ def test_ask_answers_once_and_in_a_conversation(results, asked, ollama, own_mode
     assert ask("--question", "Hi", "--model", "nobody-has-this").returncode == 2
 
 
-def test_the_documented_create_by_hand_works_as_pasted(results, ollama, own_models):
+def test_the_documented_commands_work_as_pasted(results, ollama, own_models):
     if ollama.binary is None or ollama.own_engine:
         pytest.skip("wants an `ollama` of 0.30 or newer that was built here")
     blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "docs/serving.md").read_text(), flags=re.DOTALL)
     (block,) = [block for block in blocks if "ollama create" in block]
+    (curl,) = [block for block in blocks if "/api/chat" in block]
     path = f"{ollama.binary.parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", block],
+        ["bash", "-euo", "pipefail", "-c", block + curl.replace("http://127.0.0.1:11434", ollama.url)],
         cwd=results.parent,
         env={**os.environ, "PATH": path, "HOME": str(results.parent)},
         capture_output=True,
@@ -282,3 +282,6 @@ def test_the_documented_create_by_hand_works_as_pasted(results, ollama, own_mode
     )
     assert done.returncode == 0, done.stderr
     assert "qwen3-vl-openeqa:latest" in own_models.models()
+    reply = json.loads(done.stdout.strip().splitlines()[-1])
+    assert reply["done"]
+    assert reply["prompt_eval_count"] > 1024  # the picture was seen

@@ -205,10 +205,11 @@ def test_changed_recipe_or_data_never_resumes_a_stale_checkpoint(
     class Started(Exception):
         pass
 
-    seen = []
+    seen, tokenized_before = [], []
 
     def began(job: dict) -> None:
         seen.append(job["args"].get("resume_from_checkpoint"))
+        tokenized_before.append(job["args"]["tokenized_path"] == job["tokenized"])
         raise Started
 
     shutil.copytree(inside / "work", inside / "stale")
@@ -233,11 +234,15 @@ def test_changed_recipe_or_data_never_resumes_a_stale_checkpoint(
         {"extra": {"use_rslora": True}},
     ):
         assert resumed(**changes) is None, changes
+        assert tokenized_before[-1] == ("extra" not in changes), (
+            "what does not change the tokens is not tokenized again"
+        )
     for name in ("results/sft/train.json", "results/frames/manifest.json"):
         file = inside / name
         kept = file.read_text()
         file.write_text(kept + " ")
         assert resumed() is None, name
+        assert not tokenized_before[-1]
         file.write_text(kept)
     assert resumed() is not None
     assert not (inside / "never").exists()

@@ -43,7 +43,7 @@ LIGHT = (
     "rouge-score",
     "scipy",
 )
-LIGHT += ("filelock",)
+LIGHT += ("filelock", "decord")  # decord's version is part of what names a frame's file
 # what TurboMind, other models and the web pages of both packages import: Qwen3-VL is trained and served without
 UNUSED = re.compile(r"nvidia-.+-cu12|ray|rdkit|tilelang|z3-solver|gradio(-client)?|ruff|av|modelscope")
 DROPPED = ("lmdeploy:lmdeploy/turbomind/*", "lmdeploy:lmdeploy/lib/*", "bitsandbytes:*_rocm*.so")

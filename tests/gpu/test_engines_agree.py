@@ -1,6 +1,7 @@
 """Every engine gives the same answers: transformers, LLaMA-Factory and LMDeploy in 16 bits, up to near ties.
 
-EQA_REHEARSAL names the folder of a finished `make rehearse` (its merged model and test questions are asked);
+EQA_REHEARSAL names the folder of a finished `make rehearse` (its test questions go to its base, whose random weights
+answer at length; a trained one may end each answer at once, and then there is nothing to compare);
 EQA_REHEARSAL_WHEELS its wheel folder where one was used. Without a rehearsal there is nothing to ask: skipped.
 
 Random weights choose among 151,936 words whose scores lie close together, so a rounding in another order turns one of
@@ -14,12 +15,14 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 
 from bench.rehearse import Runner
-from scripts.lib.files import read_json, read_jsonl, write_json
+from scripts.lib.files import read_json, read_jsonl, write_json, write_manifest
+from scripts.lib.ollama_folder import mend_for_ollama
 from scripts.lib.targets import has_cuda
 from tests.lib.near_ties import TIE, partings
 
@@ -58,8 +61,24 @@ def rows(runner) -> list[dict]:
 
 
 @pytest.fixture(scope="module")
-def answers(runner, rows) -> dict[str, list[str]]:
-    """{engine: answers} to the rows, by scripts.predict, the merged model as base."""
+def base(runner) -> str:
+    """The base model's manifest, relative to the rehearsal, its config mended for LMDeploy as a merged one's is."""
+    source, folder = runner.work / "models/base", runner.work / "work/agree/model"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    for path in sorted(source.iterdir()):
+        if path.suffix == ".safetensors":
+            os.link(path, folder / path.name)
+        elif path.name != "manifest.json":
+            shutil.copyfile(path, folder / path.name)
+    mend_for_ollama(folder)
+    write_manifest(folder)
+    return "work/agree/model/manifest.json"
+
+
+@pytest.fixture(scope="module")
+def answers(runner, rows, base) -> dict[str, list[str]]:
+    """{engine: answers} to the rows, by scripts.predict."""
     recipe = read_json(runner.work / "config/config.yaml")
     found = {}
     for engine, environment in ENGINES.items():
@@ -67,7 +86,7 @@ def answers(runner, rows) -> dict[str, list[str]]:
         train = {key: recipe["train"][key] for key in ("template", "cutoff_len")}
         out = f"work/agree/{engine}.jsonl"
         words = ["--model", "base", "--test", "work/agree/sft/test.json", "--frames", "results/frames/manifest.json"]
-        words += ["--base", "results/merged/manifest.json", "--work-dir", "work/agree/work"]
+        words += ["--base", base, "--work-dir", "work/agree/work"]
         words += [
             "--shard",
             "0000",
@@ -81,7 +100,7 @@ def answers(runner, rows) -> dict[str, list[str]]:
 
 
 @pytest.fixture(scope="module")
-def reference(runner, rows) -> list[dict]:
+def reference(runner, rows, base) -> list[dict]:
     """Greedy float32 answers with the lead of each token, by transformers."""
     frames = runner.work / "results/frames"
     requests = []
@@ -90,9 +109,15 @@ def reference(runner, rows) -> list[dict]:
         images = [str(frames / name) for name in row["images"]]
         requests.append({"text": text, "images": images, "max_new_tokens": TOKENS})
     write_json(runner.work / "work/agree/requests.json", requests)
-    words = ["--model", "results/merged", "--requests", "work/agree/requests.json", "--device", "cuda"]
+    words = ["--model", str(Path(base).parent), "--requests", "work/agree/requests.json", "--device", "cuda"]
     call(runner, "envs/train", "tests.lib.serving_reference", *words, "--output", "work/agree/reference.json")
     return json.loads((runner.work / "work/agree/reference.json").read_text())
+
+
+def test_there_is_something_to_compare(reference):
+    texts = [row["answer"].strip() for row in reference]
+    assert all(len(row["tokens"]) > 1 for row in reference), texts
+    assert len(set(texts)) > 2, texts
 
 
 @pytest.mark.parametrize("engine", ENGINES)

@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-test check-machine use demo run test lint report dag tensorboard serve compare lineage pin-model audit test-slurm fuzz test-gpu test-faults bench rehearse
+.PHONY: help setup setup-test check-machine use demo run test lint report dag tensorboard zero2 serve compare lineage pin-model audit test-slurm fuzz test-gpu test-faults bench rehearse
 
 PYTHON ?= python3
 UV_VERSION := 0.13.9
@@ -79,6 +79,9 @@ report: .tools/ready ## build the report and say where it is
 
 dag: .tools/ready ## draw the rule graph to docs/rulegraph.svg
 	@$(RUN) python -m scripts.draw_rulegraph --output docs/rulegraph.svg
+
+zero2: .tools/ready ## install DeepSpeed for train.distributed=zero2 (no compiler needed for training on GPUs)
+	@DS_BUILD_OPS=0 $(UV) pip install --python envs/train/.venv/bin/python --no-build-isolation --no-deps --require-hashes --requirements envs/train/zero2.txt
 
 tensorboard: .tools/ready ## look at the training curves
 	@envs/train/.venv/bin/tensorboard --logdir_spec finished:results/train_log/tensorboard,running:work/train --host 127.0.0.1

@@ -196,6 +196,7 @@ def run(args: argparse.Namespace) -> dict:
     device, found = visible_devices()
     if device == "cpu" and config["train"]["precision"] == "fp16":
         raise EqaError("config: train.precision=fp16 needs a GPU, none is visible; set it to bf16 or fp32")
+    llamafactory_args.check_distributed(config["train"]["distributed"], device == "cpu")
     nodes = config["train"]["nodes"]
     devices, _, _ = llamafactory_args.spread(
         config["train"]["batch_size"], config["train"]["gradient_accumulation"], found * nodes, nodes

@@ -276,10 +276,8 @@ def render(
     """
     train, vision = config["train"], config["vision"]
     check_extra(train["extra"])
-    if train["backend"] == "unsloth" and importlib.util.find_spec("unsloth") is None:
-        raise EqaError(
-            "config: train.backend=unsloth, but unsloth is not part of envs/train; set train.backend to llamafactory"
-        )
+    if train["backend"] == "unsloth":
+        check_unsloth(use_cpu)
     _, at_once, accumulation = spread(train["batch_size"], train["gradient_accumulation"], devices)
     args: dict = {"model_name_or_path": base, **FIXED}
     args |= {"dataset_dir": dataset_dir, "media_dir": media_dir, "output_dir": output_dir}
@@ -304,6 +302,40 @@ def render(
         args["use_cpu"] = True
     args |= distributed_args(train["distributed"], settings_dir)
     return args | dict(train["extra"])
+
+
+def check_unsloth(use_cpu: bool) -> None:
+    """Whether train.backend=unsloth can start here (docs/decisions.md says what was tried).
+
+    Raises:
+        EqaError: unsloth is not installed, or there is no GPU: on a CPU it loads text models only.
+    """
+    if importlib.util.find_spec("unsloth") is None:
+        raise EqaError(
+            "config: train.backend=unsloth, but unsloth is not part of envs/train; set train.backend to llamafactory"
+        )
+    if use_cpu:
+        raise EqaError(
+            "config: train.backend=unsloth, but no GPU is visible and unsloth loads text models only on a CPU "
+            "(unsloth_zoo/cpu/loader.py: Unrecognized configuration class Qwen3VLConfig); set train.backend to llamafactory"
+        )
+
+
+def check_distributed(distributed: str, use_cpu: bool) -> None:
+    """Whether train.distributed can start here.
+
+    Raises:
+        EqaError: zero2 without deepspeed, fsdp without a GPU.
+    """
+    if distributed == "zero2" and importlib.util.find_spec("deepspeed") is None:
+        raise EqaError(
+            "config: train.distributed=zero2, but deepspeed is not installed; install it by `make zero2`, "
+            "or set train.distributed to ddp"
+        )
+    if distributed == "fsdp" and use_cpu:
+        raise EqaError(
+            "config: train.distributed=fsdp needs a GPU, none is visible (accelerate refuses); set it to ddp"
+        )
 
 
 def distributed_args(distributed: str, settings_dir: str) -> dict:

@@ -10,7 +10,7 @@ from tests.lib.project import ROOT, environment
 
 
 def run(work, *words: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "bench.rehearse", "--device", "cpu", "--small", "--work-dir", str(work), *words]
+    command = ["python", "-m", "bench.rehearse", "--device", "cpu", "--small", "--work-dir", str(work), *words]
     return subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True)
 
 

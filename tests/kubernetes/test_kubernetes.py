@@ -23,7 +23,7 @@ from snakemake_interface_common.exceptions import WorkflowError
 from tests.kubernetes import standin
 from tests.lib import project
 
-pytestmark = pytest.mark.timeout(1200)
+pytestmark = pytest.mark.timeout(2400)  # the finished demo may have to be built first
 
 BIN = Path(sys.executable).parent
 ROOT = project.ROOT
@@ -41,7 +41,7 @@ def variables(**extra: str) -> dict[str, str]:
 
 def call(clone: Path, *command: str, check: bool = True, **extra: str) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
-        [*command], cwd=clone, env=variables(**extra), capture_output=True, text=True, timeout=1000, check=False
+        [*command], cwd=clone, env=variables(**extra), capture_output=True, text=True, timeout=1500, check=False
     )
     if check:
         assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-6000:]}"

@@ -119,7 +119,7 @@ test-gpu: .tools/ready ## real 2B shape on a CUDA device
 	@$(RUN) python -m pytest -q tests/gpu
 
 test-faults: setup-test ## every rule under every fault, an hour [RULE=x] [FAULT=y] [SIXTH=day|0..5] [WORKERS=n]
-	@$(RUN) python -m tests.faults.matrix --rule "$(RULE)" --fault "$(FAULT)" --sixth "$(SIXTH)" --workers "$(or $(WORKERS),1)" \
+	@$(RUN) python -m tests.faults.matrix --rule "$(RULE)" --fault "$(FAULT)" --sixth "$(SIXTH)" --workers "$(or $(WORKERS),$(if $(SIXTH),2,1))" \
 	    $(if $(RULE)$(FAULT)$(SIXTH),,--document docs/reliability.md)
 
 bench: setup-test ## every bench that this machine can run

@@ -49,6 +49,7 @@ def test_make_lists_every_verb():
         "audit",
         "test-slurm",
         "test-gpu",
+        "test-faults",
         "bench",
     ]:
         assert f"make {verb} " in listed

@@ -71,11 +71,14 @@ def test_jobs_are_read_from_snakemakes_words():
     assert repair_seconds("frames/0.json", jobs[2], jobs, seconds) == 30.0
 
 
-def test_a_result_of_another_source_counts_as_not_run():
+def test_a_result_of_another_source_is_marked_and_a_missing_one_is_not_run():
     results = {("r", "f"): {"outcome": "made again", "key": "old", "good": True}}
     assert table.cell(results, "r", "f", "old") == "made again"
-    assert table.cell(results, "r", "f", "new") == "not run"
-    assert "1 not run" in table.text(["r"], ["f"], results, {"r": "new"})
+    assert table.cell(results, "r", "f", "new") == "made again *"
+    assert table.cell(results, "r", "g", "new") == "not run"
+    assert "2 cases: 1 kept every promise, 0 broke one, 1 not run." in table.text(
+        ["r"], ["f", "g"], results, {"r": "x"}
+    )
 
 
 HOOKED = """

@@ -71,6 +71,7 @@ class Result:
     good: bool | None = None  # None: not run
     notes: list[str] = field(default_factory=list)
     seconds: float = 0.0
+    cpu_s: float = 0.0  # of all commands that were waited for; with several workers also of the cases beside it
 
 
 # ------------------------------------------------------------------------------------------------ the finished demo
@@ -155,6 +156,7 @@ class Case:
         self.folder = demo.copies / f"{job.rule}-{fault}"
         self.told = self.folder / ".git/fault"
         self.user: list[str] = []
+        self.environment: dict[str, str] = {}
         self.mounted: Path | None = None
         self.clear()
         self.folder.parent.mkdir(parents=True, exist_ok=True)
@@ -210,7 +212,7 @@ class Case:
 
     def call(self, *command: str, **extra: str) -> subprocess.CompletedProcess[str]:
         """Run a command in the copy, as the case's user; its process id is told to the hook."""
-        environment = project.environment(**extra)
+        environment = project.environment(**self.environment, **extra)
         process = subprocess.Popen(
             [*self.user, *command],
             cwd=self.folder,
@@ -332,6 +334,8 @@ class Case:
         """Every promise: artifacts, records, cache."""
         planned = self.call("snakemake", "-n", "--nocolor")
         said = planned.stdout + planned.stderr
+        if planned.returncode:
+            raise Broken(f"snakemake -n failed: {self.last_line(planned)}")
         if NOTHING not in said:
             from tests.faults.jobs import parse_plan
 
@@ -567,7 +571,7 @@ def no_permission(case: Case) -> str:
     home = case.folder / ".git/home"
     home.mkdir()
     subprocess.run(["chown", "-R", f"{NOBODY}:{NOBODY}", str(case.folder)], check=True)
-    values = {"HOME": str(home), "TMPDIR": str(home)}
+    case.environment = {"HOME": str(home), "TMPDIR": str(home)}
     shut = set()
     for name in case.job.outputs:
         parent = (case.folder / name).parent
@@ -577,12 +581,12 @@ def no_permission(case: Case) -> str:
     modes = {path: path.stat().st_mode for path in shut}
     for path in shut:
         path.chmod(0o555)
-    done = case.make(**values)
+    done = case.make()
     case.note(f"{', '.join(sorted(path.relative_to(case.folder).as_posix() for path in shut))} read-only")
     case.refused(done, "[Pp]ermission")
     for path, mode in modes.items():
         path.chmod(mode)
-    case.recover(**values)
+    case.recover()
     return "refused in one line, then made"
 
 
@@ -603,7 +607,7 @@ assert tuple(RUN) == FAULTS
 def run_case(demo: Demo, job: Job, fault: str, key: str, keep: bool = False) -> Result:
     """One cell; never raises for what it finds."""
     result = Result(job.rule, fault, key)
-    started = time.monotonic()
+    started, used = time.monotonic(), cpu_seconds()
     case = None
     try:
         case = Case(demo, job, fault, result)
@@ -618,9 +622,15 @@ def run_case(demo: Demo, job: Job, fault: str, key: str, keep: bool = False) -> 
         result.outcome, result.good = f"BROKEN: {type(error).__name__}: {error}", False
     finally:
         result.seconds = round(time.monotonic() - started, 1)
+        result.cpu_s = round(cpu_seconds() - used, 1)
         if case is not None and not (keep and result.good is False):
             case.clear()
     return result
+
+
+def cpu_seconds() -> float:
+    """Processor time of this process and of its ended children, in seconds."""
+    return sum(os.times()[:4])
 
 
 def sixth_of(rules: Sequence[str], rule: str, fault: str) -> int:
@@ -704,7 +714,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         def one(case: tuple[str, str]) -> Result:
             result = run_case(demo, rules[case[0]], case[1], keys[case[0]], args.keep)
             write_json(result_path(*case), asdict(result))
-            print(f"{result.seconds:6.1f} s  {case[0]:20} {case[1]:16} {result.outcome}", flush=True)
+            print(
+                f"{result.seconds:6.1f} s {result.cpu_s:6.1f} CPU s  {case[0]:20} {case[1]:16} {result.outcome}",
+                flush=True,
+            )
             for line in result.notes if result.good is False else []:
                 print(f"          {line}", flush=True)
             return result

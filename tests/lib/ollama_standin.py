@@ -222,6 +222,7 @@ def _handler(state: StandIn) -> type[BaseHTTPRequestHandler]:
                 "message": {"role": "assistant", "content": ""},
                 "done_reason": "stop",
                 "done": True,
+                "prompt_eval_count": 257,
                 "eval_count": 4,
             }
             self._line({"model": body["model"], **done})

@@ -217,6 +217,7 @@ def test_import_creates_asks_and_records(results, server):
     assert record["status"] == "imported"
     assert record["route"] == "safetensors"
     assert record["question"]["answer"] == "the sofa is red"
+    assert record["question"]["prompt_tokens"] == 257
     assert len(record["question"]["frames"]) == 8
     create = next(body for _, path, body in server.requests if path == "/api/create")
     assert create["renderer"] == create["parser"] == "qwen3-vl-instruct"
@@ -387,6 +388,30 @@ def test_a_model_that_ollamas_own_engine_cannot_run_is_refused_before_any_upload
     assert "vision_start_token_id=None" in error
     assert "use Ollama 0.30.0 or newer" in error
     assert server.uploads == []
+
+
+ENLARGED = "enlarges each picture to 1024 tokens or more, the model was trained and evaluated with 24"
+
+
+@pytest.mark.parametrize(("version", "told"), [("0.24.0", False), ("0.30.0", True), ("0.33.0", True)])
+def test_pictures_that_ollama_enlarges_are_told(results, server, capsys, monkeypatch, version, told):
+    monkeypatch.setattr(import_ollama, "check_engine", lambda folder: None)
+    server.version = version
+    assert import_ollama.main(arguments(results)) == 0
+    assert (ENLARGED in capsys.readouterr().err) == told
+
+
+def test_an_empty_answer_about_enlarged_pictures_says_so(results, server, capsys):
+    server.answer = ""
+    assert import_ollama.main(arguments(results)) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "answers with nothing" in error
+    assert ENLARGED in error
+
+
+def test_pictures_of_1024_tokens_are_left_alone_by_every_version(tmp_path):
+    (path,) = serving_data.write_pictures(tmp_path, 1, (1024, 1024))
+    assert import_ollama.enlarged_pictures((0, 34, 2), "0.34.2", [path.read_bytes()]) == ""
 
 
 def test_gguf_is_no_way_on_a_server_before_0_30(results, server, capsys, monkeypatch):

@@ -21,12 +21,15 @@ from pathlib import Path
 from scripts.lib.files import remove
 
 WAITED_FOR = ("scripts.train_adapter", "scripts.lib.trainer", "scripts.predict")
-_MODULE = re.compile(rb"\0-m\0(scripts\.[a-z_.]+)\0")
+_MODULE = re.compile(rb"\0-m\0(scripts\.[a-z_.]+)(?=\0)")
 _HELD: list[int] = []  # stays open while this process lives
 
 
 def jobs_alive(folder: Path, proc: Path = Path("/proc")) -> list[tuple[int, str]]:
-    """Running `python -m scripts.X` whose working folder is `folder`: (process id, scripts.X), by id."""
+    """Running `python -m scripts.X` whose working folder is `folder`: (process id, scripts.X), by id.
+
+    X is the last one of the command line: scripts.lib.devices starts another script.
+    """
     found = []
     for process in proc.iterdir():
         if not process.name.isdigit() or int(process.name) == os.getpid():
@@ -34,11 +37,11 @@ def jobs_alive(folder: Path, proc: Path = Path("/proc")) -> list[tuple[int, str]
         try:
             if os.readlink(process / "cwd") != str(folder.resolve()):
                 continue
-            named = _MODULE.search((process / "cmdline").read_bytes() + b"\0")
+            named = _MODULE.findall((process / "cmdline").read_bytes() + b"\0")
         except OSError:
             continue  # ended meanwhile, or another user's
         if named:
-            found.append((int(process.name), named[1].decode()))
+            found.append((int(process.name), named[-1].decode()))
     return sorted(found)
 
 

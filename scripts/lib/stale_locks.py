@@ -20,7 +20,7 @@ from pathlib import Path
 
 from scripts.lib.files import remove
 
-WAITED_FOR = ("scripts.train_adapter", "scripts.lib.trainer", "scripts.predict")
+WAITED_FOR = ("scripts.train_adapter", "scripts.lib.trainer", "scripts.lib.slurm_node", "scripts.predict")
 _MODULE = re.compile(rb"\0-m\0(scripts\.[a-z_.]+)(?=\0)")
 _HELD: list[int] = []  # stays open while this process lives
 

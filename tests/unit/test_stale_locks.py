@@ -82,14 +82,10 @@ def test_an_ended_one_leaves_no_mark_and_no_lock_means_no_word(folder: Path) -> 
 def test_jobs_are_found_by_folder_and_module(folder: Path) -> None:
     (folder / "scripts").mkdir()
     (folder / "scripts/slow.py").write_text("import sys\nprint(1, flush=True)\nsys.stdin.read()\n")
-    process = subprocess.Popen(
-        # as scripts.lib.devices is called: a launcher before the script itself
-        [sys.executable, "-c", "import runpy; runpy.run_module('scripts.slow')", "-m", "scripts.lib.devices"]
-        + ["--", "python", "-m", "scripts.slow", "--shard", "0"],
-        cwd=folder,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    )
+    # as scripts.lib.devices is called: a launcher before the script itself
+    launcher = [sys.executable, "-c", "import runpy; runpy.run_module('scripts.slow')", "-m", "scripts.lib.devices"]
+    line = [*launcher, "--", "python", "-m", "scripts.slow", "--shard", "0"]
+    process = subprocess.Popen(line, cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     process.stdout.readline()
     assert stale_locks.jobs_alive(folder) == [(process.pid, "scripts.slow")]
     assert stale_locks.jobs_alive(folder.parent) == []

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import MethodType, SimpleNamespace
 from typing import Any
 
@@ -153,12 +153,42 @@ def _through_tower(inner: Any, pixels: tuple, precision: str) -> tuple:
     device = inner.visual.device
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
     same = torch.autocast(device.type, dtype) if dtype else contextlib.nullcontext()
-    with torch.no_grad(), same:
-        values, grids = pixels
+    values, grids = pixels
+    alike = len(grids) > 1 and bool((grids == grids[0]).all()) and int(grids[0, 0]) == 1
+    with torch.no_grad(), same, _attention_at_once(inner.visual) if alike else contextlib.nullcontext():
         out = type(inner).get_image_features(
             inner, values.to(device, non_blocking=True), grids.to(device), return_dict=True
         )
-        return grids, torch.cat([torch.cat(out.pooler_output), *out.deepstack_features], dim=1)
+        found = torch.cat([torch.cat(out.pooler_output), *out.deepstack_features], dim=1)
+        # the model casts them to this type before it uses them
+        return grids, found.to(inner.get_input_embeddings().weight.dtype)
+
+
+@contextlib.contextmanager
+def _attention_at_once(visual: Any) -> Iterator[None]:
+    """One attention call a layer for pictures of one size; the tower's own takes one a picture, which is most of its time.
+
+    Source: transformers 5.6.0 models/qwen3_vl/modeling_qwen3_vl.py Qwen3VLVisionAttention.
+    """
+    from torch.nn import functional
+    from transformers.models.qwen3_vl.modeling_qwen3_vl import apply_rotary_pos_emb_vision
+
+    def attend(self: Any, hidden: Any, cu_seqlens: Any, position_embeddings: Any = None, **kwargs: Any) -> Any:
+        tokens, pictures = hidden.shape[0], len(cu_seqlens) - 1
+        query, key, value = self.qkv(hidden).view(tokens, 3, self.num_heads, -1).unbind(1)
+        query, key = apply_rotary_pos_emb_vision(query, key, *position_embeddings)
+        split = [part.view(pictures, tokens // pictures, self.num_heads, -1) for part in (query, key, value)]
+        mixed = functional.scaled_dot_product_attention(*(part.transpose(1, 2) for part in split), scale=self.scaling)
+        return self.proj(mixed.transpose(1, 2).reshape(tokens, -1))
+
+    layers = [block.attn for block in visual.blocks]
+    for layer in layers:
+        layer.forward = MethodType(attend, layer)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward
 
 
 def _fill(

@@ -88,6 +88,33 @@ def test_features_of_any_pictures_in_any_order_are_the_towers_own(model, collato
         assert float((ours - theirs).abs().max()) < 1e-5
 
 
+def test_pictures_of_one_size_attend_at_once_and_each_to_itself(model, collator, tmp_path) -> None:
+    from PIL import Image
+
+    names = [str(tmp_path / f"same{number}.png") for number in range(3)]
+    for number, name in enumerate(names):
+        Image.effect_noise((96, 64), 40 + 30 * number).convert("RGB").save(name)
+    wanted = model.model.get_image_features(**batch(collator, names), return_dict=True)
+    calls = []
+    attention = torch.nn.functional.scaled_dot_product_attention
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            torch.nn.functional,
+            "scaled_dot_product_attention",
+            lambda *a, **k: calls.append(a[0].shape) or attention(*a, **k),
+        )
+        cache = use(model, collator, names)
+    assert {shape[0] for shape in calls} == {3}
+    assert len(calls) == len(model.model.visual.blocks)
+    found = model.model.get_image_features(**batch(collator, names), return_dict=True)
+    assert cache.store.dtype == model.get_input_embeddings().weight.dtype
+    assert float((torch.cat(found.pooler_output) - torch.cat(wanted.pooler_output)).abs().max()) < 1e-5
+    for ours, theirs in zip(found.deepstack_features, wanted.deepstack_features, strict=True):
+        assert float((ours - theirs).abs().max()) < 1e-5
+    apart = (cache.store[:6] - cache.store[6:12]).abs().max()
+    assert float(apart) > 1e-3, "pictures differ, so do their features"
+
+
 def test_a_picture_that_was_not_kept_is_encoded_as_ever(model, collator, pictures) -> None:
     wanted = model.model.get_image_features(**batch(collator, pictures[3:]), return_dict=True)
     use(model, collator, pictures[:4])

@@ -181,7 +181,7 @@ def test_the_second_try_asks_for_more_memory_and_the_first_one_left_its_log(evic
         for job in cluster.submitted("train_adapter")
     ]
     assert [int(text.removesuffix("M")) for text in asked] == [3500, 7000]
-    assert list((clone / ".snakemake/kubernetes-logs").glob("*.log")), output[-2000:]
+    assert list((clone / ".snakemake").rglob("kubernetes-logs/*.log")), output[-2000:]
 
 
 def test_training_asks_for_one_gpu_and_tolerates_gpu_nodes(evicted):

@@ -11,6 +11,7 @@ if workflow.basedir not in sys.path:
 from scripts.lib.cli import one_line
 from scripts.lib.config import canonical_json, check_config, select
 from scripts.lib.errors import EqaError
+from scripts.lib.files import read_manifest
 from scripts.lib.imports import code_files
 from scripts.lib.pins import check_pinned
 from scripts.prepare_environments import needed_environments, prepare
@@ -109,6 +110,20 @@ def memory_of(mb, **per_mb):
             # Snakemake knows from a missing input's FileNotFoundError that it has to ask again
             grown += rate * sum(os.path.getsize(file) for file in files) / 1e6
         return int(mb + grown) * attempt
+
+    return needed
+
+
+def memory_of_model(mb, name="base"):
+    """`mb`, and the size of the model whose manifest is the input `name`: its weights pass through the job's memory."""
+
+    def needed(wildcards, input, attempt):
+        os.stat(input[name])  # FileNotFoundError as in memory_of
+        weights = 0
+        with contextlib.suppress(EqaError):  # a damaged manifest is made again, not planned with
+            files = read_manifest(Path(input[name])).get("files", {})
+            weights = sum(record["size"] for record in files.values())
+        return int(mb + weights / 1e6) * attempt
 
     return needed
 

@@ -19,7 +19,7 @@ rule merge_adapter:
         "benchmarks/merge_adapter.tsv"
     threads: 2
     resources:
-        mem_mb=memory(3500),
+        mem_mb=memory_of_model(3500),
     params:
         config=canonical("merge.dtype", "merge.shard_gb", "train.template"),
     shell:
@@ -52,7 +52,7 @@ rule verify_merge:
     threads: 2
     resources:
         gpu=1,
-        mem_mb=memory(2500),
+        mem_mb=memory_of_model(2500),
     params:
         config=canonical(
             "merge.dtype",
@@ -90,7 +90,7 @@ rule export_gguf:
         "benchmarks/export_gguf.tsv"
     threads: 2
     resources:
-        mem_mb=memory(2500),
+        mem_mb=memory_of_model(2500, "merged"),
     params:
         config=canonical("deliver.gguf"),
     shell:

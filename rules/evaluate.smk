@@ -34,7 +34,7 @@ rule predict:
     threads: 2
     resources:
         gpu=1,
-        mem_mb=memory(2500),
+        mem_mb=memory_of_model(2500),
     params:
         config=canonical("predict", "vision", "train.template", "train.cutoff_len"),
         weights=lambda wildcards, input: " ".join(

@@ -47,7 +47,7 @@ rule train_adapter:
     resources:
         **SEVERAL_NODES,
         gpu=NODES,
-        mem_mb=memory(3500),
+        mem_mb=memory_of_model(3500),
     params:
         config=canonical("train", "vision"),
     shell:

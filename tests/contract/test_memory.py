@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import pytest
@@ -40,6 +41,11 @@ def large(tmp_path_factory):
     recipe.write_text(yaml.safe_dump(config))
     for shard in ("0000", "0001"):
         sized(clone / f"results/frames/shards/{shard}.json", 20 * MB)
+    weights = {"model.safetensors": {"size": 4300 * MB, "sha256": "0" * 64}}
+    (clone / "models/base").mkdir(parents=True)
+    (clone / "models/base/manifest.json").write_text(json.dumps({"files": weights}))
+    (clone / "results/merged").mkdir(parents=True)
+    (clone / "results/merged/manifest.json").write_text('{"files": ')
     return small, asked(project.call(clone, "snakemake", "-n", "--resources", "mem_mb=100000").stdout)
 
 
@@ -63,6 +69,17 @@ def test_memory_follows_the_shards_once_they_are_there(large):
     small, big = large
     assert small["join_frames"] == "<TBD>"
     assert big["join_frames"] == str(600 + 11 * 40)
+
+
+def test_memory_of_model_steps_holds_the_weights(large):
+    small, big = large
+    assert small["train_adapter"] == "<TBD>"
+    assert [big[rule] for rule in ("train_adapter", "predict", "verify_merge")] == ["7800", "6800", "6800"]
+
+
+def test_a_damaged_manifest_does_not_stop_the_plan(large):
+    _, big = large
+    assert big["export_gguf"] == "2500"
 
 
 def test_memory_that_hangs_on_a_file_to_be_made_is_asked_for_later(large):

@@ -111,6 +111,8 @@ def build(version: str = VERSION) -> Path:
     Raises:
         NotBuilt: no Go or C compiler, no module proxy, or the build fails.
     """
+    if version not in SUMS:
+        raise NotBuilt(f"Ollama {version} has no checksum in {Path(__file__).name}; one of {', '.join(sorted(SUMS))}")
     folder = ROOT / ".tools/ollama" / version
     binary = folder / "bin/ollama"
     if not binary.is_file():

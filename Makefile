@@ -117,6 +117,7 @@ test-kubernetes: .tools/ready-kubernetes ## profiles/kubernetes on a stand-in fo
 
 test-gpu: .tools/ready ## real 2B shape on a CUDA device
 	@$(RUN) python -m pytest -q tests/gpu
+	@$(UV) run --frozen --project envs/train --group dev python -m pytest -q -rs tests/gpu/test_training.py
 
 test-faults: setup-test ## every rule under every fault, an hour [RULE=x] [FAULT=y] [SIXTH=day|0..5] [WORKERS=n]
 	@$(RUN) python -m tests.faults.matrix --rule "$(RULE)" --fault "$(FAULT)" --sixth "$(SIXTH)" --workers "$(or $(WORKERS),$(if $(SIXTH),2,1))" \

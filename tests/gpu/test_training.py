@@ -1,0 +1,71 @@
+"""Training on a CUDA GPU: kept vision features change nothing, FSDP and ZeRO-2 train, save and go on in one process.
+
+In envs/train, whose python has pytest by its group dev:
+    uv run --frozen --project envs/train --group dev python -m pytest -q -rs tests/gpu/test_training.py
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+from pathlib import Path
+
+import pytest
+
+from scripts.lib.files import read_json
+from scripts.lib.targets import has_cuda
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not has_cuda(), reason="no CUDA device"),
+    pytest.mark.skipif(importlib.util.find_spec("llamafactory") is None, reason="needs envs/train"),
+]
+
+
+@pytest.fixture(scope="module")
+def space(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tests.train import training_data as data
+
+    return data.make_workspace(tmp_path_factory.mktemp("space"))
+
+
+@pytest.fixture
+def inside(space: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(space)
+    return space
+
+
+def trained(folder: Path, name: str, again: str = "", **changes: object) -> list[float]:
+    """Losses of a training in `folder`; with `again` its last checkpoint is lost first and it goes on."""
+    from scripts import train_adapter
+    from tests.train import training_data as data
+
+    out = f"{name}{again}"
+    if again:
+        run = data.run_dirs(folder / f"work_{name}")[0]
+        shutil.rmtree(run / "checkpoint-8")
+        (run / "finished.json").unlink()
+    assert train_adapter.main(data.arguments(data.config(**changes), work=f"work_{name}", out=out)) == 0
+    return [point["loss"] for point in read_json(folder / out / "train_log/curves.json")["train"]]
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_kept_features_give_the_losses_of_a_training_without_them(inside: Path, precision: str) -> None:
+    """16 bits on a GPU round otherwise in groups of another size, hence 2 %."""
+    kept = trained(inside, f"kept_{precision}", precision=precision, vision_cache_gb=1.0)
+    each = trained(inside, f"each_{precision}", precision=precision, vision_cache_gb=0)
+    facts = read_json(inside / f"kept_{precision}/train_log/speed.json")
+    assert facts["vision_cache"]["pictures"] == 20
+    assert facts["vision_cache"]["place"] == "cuda"
+    assert kept == pytest.approx(each, rel=0.02)
+    assert kept[-1] < kept[0]
+
+
+@pytest.mark.parametrize("distributed", ["fsdp", "zero2"])
+def test_a_shared_training_of_one_process_goes_on_where_it_stopped(inside: Path, distributed: str) -> None:
+    if distributed == "zero2":
+        pytest.importorskip("deepspeed", reason="needs `make zero2`")
+    whole = trained(inside, distributed, distributed=distributed)
+    plain = trained(inside, f"plain_{distributed}")
+    assert whole == pytest.approx(plain, rel=0.05)
+    assert trained(inside, distributed, again="_again", distributed=distributed) == pytest.approx(whole, rel=0.01)

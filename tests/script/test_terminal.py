@@ -66,7 +66,7 @@ def at_terminal(folder: Path, *options: str) -> tuple[int, str]:
             break
         text += block
     os.close(master)
-    return process.wait(timeout=60), text.decode()
+    return process.wait(timeout=300), text.decode()
 
 
 def in_pipe(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
@@ -76,7 +76,7 @@ def in_pipe(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
         env=environment(),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
     )
 
 

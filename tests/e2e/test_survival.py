@@ -94,7 +94,10 @@ def test_same_command_after_a_kill_gives_the_same_adapter(ready, undisturbed, tm
     resumed = read_json(folder / "results/train_log/speed.json")["resumed_from_step"]
     if victim == "snakemake":
         assert resumed == 0, "the orphan ended by itself; its adapter was taken over"
-        assert not alive(trainer)
+        end = time.monotonic() + 120
+        while alive(trainer):  # it lets its lock go before Python has shut down
+            assert time.monotonic() < end
+            time.sleep(0.1)
     else:
         assert resumed >= 8, "from the newest whole checkpoint"
     done = call(folder, *COMMAND, EQA_DVC_COMMIT="0")

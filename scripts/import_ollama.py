@@ -257,10 +257,11 @@ def enlarged_pictures(version: tuple[int, int, int], said: str, images: Sequence
     least = min((picture_tokens(data) for data in images), default=LEAST_IMAGE_TOKENS)
     if version < MIN_VERSION_GGUF or least >= LEAST_IMAGE_TOKENS:
         return ""
+    first, last = ".".join(map(str, MIN_VERSION)), ".".join(map(str, MIN_VERSION_GGUF))
     return (
         f"Ollama {said} enlarges each picture to {LEAST_IMAGE_TOKENS} tokens or more, the model was trained and evaluated "
-        f"with {least}: measure what that costs (snakemake results/serve/check_ollama.json), or serve by llama.cpp or "
-        "LMDeploy"
+        f"with {least}: measure what that costs (snakemake results/serve/check_ollama.json), or serve by llama.cpp, "
+        f"LMDeploy or an Ollama from {first} to before {last}"
     )
 
 

@@ -57,7 +57,7 @@ def modelfile(source: str, num_ctx: int, temperature: float) -> str:
     lines = [
         (
             f"# Qwen3-VL needs Ollama {version} or newer. From the project's folder: ollama create NAME -f "
-            "results/ollama/Modelfile"
+            "results/ollama/Modelfile (before 0.34.1; newer ones take GGUF, see docs/serving.md)"
         ),
         f"FROM {source}",
         "",

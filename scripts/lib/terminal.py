@@ -16,6 +16,8 @@ from scripts.summary import summary_lines
 
 OWN_HANDLER = "DefaultStreamHandler"  # snakemake.logging.LoggerManager
 LAST_LINES = 3
+# this one download draws its own bar on the terminal, and is asked for by name only
+DRAWS_ITSELF = {"fetch_episodes", "data/raw/download/manifest.json"}
 
 
 def may_want_view(workflow) -> bool:
@@ -60,7 +62,8 @@ class Choice(logging.Handler):
     def choose(self) -> None:
         """Decide, and say what waited."""
         self.chosen = self.own
-        if self.workflow.local_exec and not self.workflow.dryrun:
+        alone = DRAWS_ITSELF & {str(name) for name in self.workflow.dag_settings.targets}
+        if self.workflow.local_exec and not self.workflow.dryrun and not alone:
             from snakemake_logger_plugin_rich import LogHandler
 
             self.chosen = LogHandler(self.workflow.logger_manager.settings, None)

@@ -32,6 +32,10 @@ rule second_step:
     input: "a"
     output: "b"
     shell: "touch {{output}}"
+
+rule fetch_episodes:
+    output: "c"
+    shell: "touch {{output}}"
 """
 METRICS = '{"base_exact_match": 7.5, "tuned_exact_match": 27.5}'
 
@@ -118,6 +122,12 @@ def test_a_dry_run_at_a_terminal_keeps_the_reasons(project):
     assert "reason: Missing output files: a" in text
     assert "Total Progress" not in text
     assert "exact match" not in text
+
+
+def test_the_download_that_draws_its_own_bar_has_the_terminal_for_itself(project):
+    code, text = at_terminal(project, "fetch_episodes")
+    assert code == 0
+    assert "Total Progress" not in text
 
 
 def test_a_cluster_keeps_snakemakes_own_words(project):

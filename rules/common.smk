@@ -120,9 +120,8 @@ def memory_of_model(mb, name="base"):
     def needed(wildcards, input, attempt):
         os.stat(input[name])  # FileNotFoundError as in memory_of
         weights = 0
-        with contextlib.suppress(
-            EqaError
-        ):  # a damaged manifest is made again, not planned with
+        # a damaged manifest is made again, not planned with
+        with contextlib.suppress(EqaError):
             files = read_manifest(Path(input[name])).get("files", {})
             weights = sum(record["size"] for record in files.values())
         return int(mb + weights / 1e6) * attempt

@@ -10,6 +10,7 @@ What breaks a parser is kept in work/fuzz/TARGET/; mend the parser and move the 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import random
 import re
@@ -99,19 +100,16 @@ def main() -> int:
     def mutate(data: bytes, longest: int, seed: int) -> bytes:
         """One value of a parsed text replaced by a hostile one, half of the time: bytes alone rarely stay JSON."""
         draw = random.Random(seed)
-        try:
-            documents = parsed(data) if draw.random() < 0.5 else None
-        except (ValueError, RecursionError, yaml.YAMLError):
-            documents = None
-        if documents is None:
-            return atheris.Mutate(data, longest)
-        number = draw.randrange(len(documents))
-        head, value = documents[number]
-        if value is ...:
-            return atheris.Mutate(data, longest)
-        new = draw.choice((*HOSTILE, ...))
-        documents[number] = (head, replaced(value, draw.choice(places(value)), new))
-        return unparsed(documents)[:longest]
+        if draw.random() < 0.5:
+            with contextlib.suppress(ValueError, TypeError, RecursionError, yaml.YAMLError):  # no JSON, or too deep
+                documents = parsed(data) or []
+                number = draw.randrange(len(documents))
+                head, value = documents[number]
+                if value is not ...:
+                    new = draw.choice((*HOSTILE, ...))
+                    documents[number] = (head, replaced(value, draw.choice(places(value)), new))
+                    return unparsed(documents)[:longest]
+        return atheris.Mutate(data, longest)
 
     atheris.Setup(
         [sys.argv[0], str(corpus), *options],

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import secrets
 import shutil
 import stat
 import subprocess
@@ -21,11 +22,10 @@ from scripts.lib.files import read_json, read_jsonl
 from tests.lib import project, raw_data
 
 pytestmark = pytest.mark.demo
+# drawn, not written here: the clone holds this file too
 SECRETS = {
-    "EQA_JUDGE_API_KEY": "canary-judge-3f9a71",
-    "EQA_SERVE_API_KEY": "canary-serve-90be22",
-    "HF_TOKEN": "canary-hub-b7714e",
-    "AWS_SECRET_ACCESS_KEY": "canary-bucket-55d0c1",
+    name: f"canary-{secrets.token_hex(8)}"
+    for name in ("EQA_JUDGE_API_KEY", "EQA_SERVE_API_KEY", "HF_TOKEN", "AWS_SECRET_ACCESS_KEY")
 }
 TEXTS = (
     "What is $(touch pwned_dollar) on the table?",

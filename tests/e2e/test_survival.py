@@ -70,6 +70,14 @@ def alive(pid: int) -> bool:
         return False
 
 
+def wait_for_end(pid: int) -> None:
+    """Return when the process has ended; fail where it does not."""
+    end = time.monotonic() + 120
+    while alive(pid):
+        assert time.monotonic() < end, f"process {pid} runs on"
+        time.sleep(0.1)
+
+
 @pytest.mark.parametrize("victim", ["snakemake", "trainer", "both"])
 def test_same_command_after_a_kill_gives_the_same_adapter(ready, undisturbed, tmp_path, victim):
     folder = copy_clone(ready, tmp_path / "demo")
@@ -85,7 +93,7 @@ def test_same_command_after_a_kill_gives_the_same_adapter(ready, undisturbed, tm
     else:
         os.killpg(run.pid, signal.SIGKILL)
         run.wait()
-        assert not alive(trainer)
+        wait_for_end(trainer)  # a killed process frees its memory first
     again = call(folder, *COMMAND, EQA_DVC_COMMIT="0")
     if victim != "trainer":
         assert "an earlier Snakemake was killed here; its lock is removed" in again.stderr
@@ -94,10 +102,7 @@ def test_same_command_after_a_kill_gives_the_same_adapter(ready, undisturbed, tm
     resumed = read_json(folder / "results/train_log/speed.json")["resumed_from_step"]
     if victim == "snakemake":
         assert resumed == 0, "the orphan ended by itself; its adapter was taken over"
-        end = time.monotonic() + 120
-        while alive(trainer):  # it lets its lock go before Python has shut down
-            assert time.monotonic() < end
-            time.sleep(0.1)
+        wait_for_end(trainer)  # it lets its lock go before Python has shut down
     else:
         assert resumed >= 8, "from the newest whole checkpoint"
     done = call(folder, *COMMAND, EQA_DVC_COMMIT="0")

@@ -14,6 +14,7 @@ import contextlib
 import os
 import random
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -84,7 +85,8 @@ def main() -> int:
     target = TARGETS[args.target]
     kept = ROOT / "work/fuzz" / args.target
     scratch = kept / "own/scratch"  # no temporary folder: libFuzzer ends the process without clearing up
-    scratch.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(scratch, ignore_errors=True)  # what an earlier process left
+    scratch.mkdir(parents=True)
     if args.file:
         print(attempt(target, args.file.read_bytes(), scratch) or "accepted")
         return 0

@@ -93,7 +93,8 @@ class Ending(logging.Handler):
     """Watches Snakemake's records for how the run ends, and tells it once the view is gone.
 
     Attributes:
-        failed: a failed job's name -> its log files; a job that was tried again stands once.
+        failed: a failed job's name -> its log files; a job that was tried again stands once, and not at all where that
+            succeeded.
         whole: whether every step was done, or there was nothing to do.
         error: whether Snakemake told of an error.
     """
@@ -114,6 +115,9 @@ class Ending(logging.Handler):
             self.failed[name] = logs
         elif event == "progress":
             self.whole = record.done == record.total
+            if self.whole:  # what failed before was tried again and succeeded
+                self.failed.clear()
+                self.error = False
         elif record.getMessage().startswith("Nothing to be done"):
             self.whole = True
 

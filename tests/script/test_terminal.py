@@ -26,7 +26,7 @@ rule all:
 rule first_step:
     output: "a"
     log: "logs/a.log"
-    shell: "echo 'first_step: a.json: 7 rows, 8 wanted; run it again' > {{log}}; test ! -e broken; touch {{output}}"
+    shell: "echo 'first_step: a.json: 7 rows, 8 wanted; run it again' > {{log}}; ! rm broken 2> /dev/null && touch {{output}}"
 
 rule second_step:
     input: "a"
@@ -114,6 +114,14 @@ def test_a_failed_job_is_told_at_the_terminal_with_its_log(project):
     assert "logs/a.log" in end
     assert "a.json: 7 rows, 8 wanted" in end
     assert "exact match" not in text, "old numbers are not told after a failure"
+
+
+def test_a_job_that_succeeded_when_tried_again_has_not_failed(project):
+    (project / "broken").touch()  # removed by the first try
+    code, text = at_terminal(project, "--retries", "1")
+    assert code == 0
+    assert "failed: first_step" not in text
+    assert "tuned     exact match  27.5 %" in text
 
 
 def test_a_dry_run_at_a_terminal_keeps_the_reasons(project):

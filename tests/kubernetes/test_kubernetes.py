@@ -20,6 +20,7 @@ from snakemake_executor_plugin_kubernetes import PersistentVolume
 from snakemake_executor_plugin_kubernetes_volume import check_on_volume, on_volume
 from snakemake_interface_common.exceptions import WorkflowError
 
+from scripts.lib.files import read_manifest
 from tests.kubernetes import standin
 from tests.lib import project
 
@@ -180,7 +181,10 @@ def test_the_second_try_asks_for_more_memory_and_the_first_one_left_its_log(evic
         job.body["spec"]["template"]["spec"]["containers"][0]["resources"]["limits"]["memory"]
         for job in cluster.submitted("train_adapter")
     ]
-    assert [int(text.removesuffix("M")) for text in asked] == [3500, 7000]
+    first, second = (int(text.removesuffix("M")) for text in asked)
+    weights = sum(record["size"] for record in read_manifest(clone / "models/base/manifest.json")["files"].values())
+    assert first == int(3500 + weights / 1e6)  # rules/train.smk: beside the model's weights
+    assert second == 2 * first
     assert list((clone / ".snakemake").rglob("kubernetes-logs/*.log")), output[-2000:]
 
 

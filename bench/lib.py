@@ -5,12 +5,17 @@ from __future__ import annotations
 import json
 import os
 import platform
+import random
 import resource
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 
 def machine() -> str:
@@ -51,6 +56,25 @@ def side(
     if done.returncode:
         raise SystemExit(f"bench.{bench} --side {name} failed: {done.stderr[-2000:]}")
     return json.loads(done.stdout.strip().splitlines()[-1]) | {"process_s": round(took, 3)}
+
+
+def drawn_picture(dice: random.Random, size: tuple[int, int], boxes: int) -> Image.Image:
+    """A grey slope with boxes of random places and colours on it.
+
+    Args:
+        dice: source of the places and colours, three draws a box.
+        size: (width, height) in px.
+        boxes: how many.
+    """
+    from PIL import Image, ImageDraw
+
+    width, height = size
+    picture = Image.linear_gradient("L").resize(size).convert("RGB")
+    draw = ImageDraw.Draw(picture)
+    for _ in range(boxes):
+        x, y = dice.randrange(width), dice.randrange(height)
+        draw.rectangle((x, y, x + width // 8, y + height // 6), fill=tuple(dice.choices(range(256), k=3)))
+    return picture
 
 
 def report(seconds: float) -> None:

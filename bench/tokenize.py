@@ -24,7 +24,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.lib import finish, report, side
+from bench.lib import drawn_picture, finish, report, side
 from scripts.lib import sharegpt
 from scripts.lib.files import write_json
 
@@ -47,8 +47,6 @@ def make_data(folder: Path, episodes: int, questions: int) -> None:
     """frames/, and as LLaMA-Factory reads them single/ (a question a sample) and together/ (an episode a sample)."""
     import random
 
-    from PIL import Image, ImageDraw
-
     from bench.train_throughput import question
 
     dice = random.Random(7)
@@ -59,12 +57,7 @@ def make_data(folder: Path, episodes: int, questions: int) -> None:
         (folder / "frames" / episode).mkdir(parents=True)
         names = [f"{episode}/{place:03d}.jpg" for place in range(FRAMES)]
         for name in names:
-            picture = Image.linear_gradient("L").resize(SIZE).convert("RGB")
-            draw = ImageDraw.Draw(picture)
-            for _ in range(30):
-                x, y = dice.randrange(SIZE[0]), dice.randrange(SIZE[1])
-                draw.rectangle((x, y, x + SIZE[0] // 8, y + SIZE[1] // 6), fill=tuple(dice.choices(range(256), k=3)))
-            picture.save(folder / "frames" / name, quality=95)
+            drawn_picture(dice, SIZE, boxes=30).save(folder / "frames" / name, quality=95)
         turns = [(f"{number:04d}-{k:02d}", question(k), f"the red chair {k}") for k in range(asked)]
         rows["together"].append(sharegpt.sample(turns, prompt, names, episode))
         rows["single"] += [sharegpt.sample([turn], prompt, names, episode) for turn in turns]

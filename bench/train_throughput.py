@@ -31,7 +31,7 @@ from pathlib import Path
 
 import yaml
 
-from bench.lib import machine
+from bench.lib import drawn_picture, machine
 from scripts.lib import sharegpt
 from scripts.lib.cli import peak_mb
 from scripts.lib.files import file_record, sha256_file, write_json, write_manifest
@@ -86,8 +86,6 @@ def question(number: int) -> str:
 
 def make_data(folder: Path, episodes: int, questions: int, size: tuple[int, int]) -> None:
     """results/frames; single/ with one question a sample; together/ with one conversation an episode."""
-    from PIL import Image, ImageDraw
-
     dice = random.Random(7)
     prompt = (ROOT / "config/prompts/short_answer.txt").read_text(encoding="utf-8")
     rows: dict[str, list] = {"single": [], "together": []}
@@ -96,13 +94,8 @@ def make_data(folder: Path, episodes: int, questions: int, size: tuple[int, int]
         episode = f"bench-v0/{number:04d}-room{number}"
         names = [f"{episode}/{i:03d}.jpg" for i in range(FRAMES)]
         for name in names:
-            picture = Image.linear_gradient("L").resize(size).convert("RGB")
-            draw = ImageDraw.Draw(picture)
-            for _ in range(40):
-                x, y = dice.randrange(size[0]), dice.randrange(size[1])
-                draw.rectangle((x, y, x + size[0] // 8, y + size[1] // 6), fill=tuple(dice.choices(range(256), k=3)))
             (frames / name).parent.mkdir(parents=True, exist_ok=True)
-            picture.save(frames / name, quality=95)
+            drawn_picture(dice, size, boxes=40).save(frames / name, quality=95)
         turns = [(f"{number:04d}-{k:02d}", question(k), f"the red chair {k}") for k in range(questions)]
         rows["together"].append(sharegpt.sample(turns, prompt, names, episode))
         rows["single"] += [sharegpt.sample([turn], prompt, names, episode) for turn in turns]

@@ -1,10 +1,6 @@
 # A killed Snakemake leaves a lock; the next one removes it where nobody is at work (scripts/lib/stale_locks.py).
 import atexit
-import sys
 from pathlib import Path
-
-if workflow.basedir not in sys.path:
-    sys.path.insert(0, workflow.basedir)
 
 from scripts.lib import stale_locks
 

@@ -63,27 +63,26 @@ def extract(
     for episode, (_, names) in waiting.items():
         wanted[episode] = {names[i]: i for i in wanted_indices(len(names), config)}
     have: dict[str, dict[int, Path]] = {episode: {} for episode in waiting}
-    progress = Progress(len(waiting), "episodes")
-    for name, member, tar in walk_archive(archive):
-        found = episode_of(name, have)
-        if found is None or found[1] not in wanted[found[0]]:
-            continue
-        episode, file = found
-        index = wanted[episode][file]
-        target = spool / f"{len(have[episode])}-{index:06d}-{episode.replace('/', '_')}"
-        target.write_bytes(read_member(archive, tar, member))
-        have[episode][index] = target
-        if len(have[episode]) < len(wanted[episode]):
-            continue
-        record, names = waiting.pop(episode)
-        try:
-            write_episode(SpooledFrames(have[episode], len(names)), record, config, frames_dir)
-        except EqaError as error:
-            raise EqaError(f"{archive}: {_member(str(error), have[episode], episode, names)}") from None
-        for path in have.pop(episode).values():
-            path.unlink()
-        progress.update()
-    progress.close()
+    with Progress(len(waiting), "episodes") as progress:
+        for name, member, tar in walk_archive(archive):
+            found = episode_of(name, have)
+            if found is None or found[1] not in wanted[found[0]]:
+                continue
+            episode, file = found
+            index = wanted[episode][file]
+            target = spool / f"{len(have[episode])}-{index:06d}-{episode.replace('/', '_')}"
+            target.write_bytes(read_member(archive, tar, member))
+            have[episode][index] = target
+            if len(have[episode]) < len(wanted[episode]):
+                continue
+            record, names = waiting.pop(episode)
+            try:
+                write_episode(SpooledFrames(have[episode], len(names)), record, config, frames_dir)
+            except EqaError as error:
+                raise EqaError(f"{archive}: {_member(str(error), have[episode], episode, names)}") from None
+            for path in have.pop(episode).values():
+                path.unlink()
+            progress.update()
     if waiting:
         raise EqaError(
             f"{archive}: frames of {min(waiting)} are not there any more; run snakemake --forcerun list_source"

@@ -34,6 +34,7 @@ from scripts.lib.ollama_folder import (
     ollama_files,
     ollama_view,
 )
+from scripts.lib.readers import decode_image
 from scripts.lib.tokens import TOKEN_SIDE_PX
 from scripts.prepare_ollama import parse_modelfile
 
@@ -242,14 +243,13 @@ def create_model(server: Server, model: str, files: dict[str, Path], settings: d
 
 
 def picture_tokens(data: bytes) -> int:
-    """Tokens of a stored frame, whose sides are multiples of 32 px, without its marks."""
-    import cv2
-    import numpy as np
+    """Tokens of a stored frame, whose sides are multiples of 32 px, without its marks.
 
-    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-    if pixels is None:
-        raise EqaError("a frame of the first test question is no picture that can be read; sample the frames again")
-    return (pixels.shape[0] // TOKEN_SIDE_PX) * (pixels.shape[1] // TOKEN_SIDE_PX)
+    Raises:
+        EqaError: no picture, or a damaged one.
+    """
+    height, width, _ = decode_image(data, "a frame of the first test question").shape
+    return (height // TOKEN_SIDE_PX) * (width // TOKEN_SIDE_PX)
 
 
 def enlarged_pictures(version: tuple[int, int, int], said: str, images: Sequence[bytes]) -> str:

@@ -20,6 +20,7 @@ from pathlib import Path
 from scripts.lib.cli import entry, json_argument, path_argument
 from scripts.lib.errors import EqaError
 from scripts.lib.files import atomic_folder, remove, safe_join, write_text
+from scripts.lib.progress import clock
 from scripts.lib.report_data import clean, gather, signed
 
 TEMPLATES = Path(__file__).parent / "templates/report"
@@ -47,12 +48,7 @@ def duration(seconds: float) -> str:
         return "under 0.1 s"
     if seconds < 9.95:
         return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    return clock(seconds)
 
 
 def place(value: float) -> str:

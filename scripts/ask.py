@@ -44,7 +44,10 @@ def prepare_picture(path: Path, max_pixels: int) -> tuple[bytes, int]:
     import numpy as np
 
     data = path.read_bytes() if path.is_file() else read_image(path)
-    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
+    try:
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
+    except cv2.error:  # more pixels than OpenCV takes
+        pixels = None
     if pixels is None:
         raise EqaError(f"{path}: no picture that can be read (PNG, JPEG, WebP or BMP is wanted)")
     height, width = pixels.shape[:2]

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     import numpy as np
 
 MAX_SIDE_PX = 16384  # four times 4K; larger claims are damage or malice
+# 8K video has half as many; a progressive JPEG of some bytes that claims more takes gigabytes to decode
+MAX_PIXELS = 64 * 2**20
 MAX_IMAGE_BYTES = 256 * 2**20
 SCANNET_FRAMES = 600  # Open-EQA samples within the first 600 frames of a scan, in its extractor and so in its baselines
 SENS_VERSION = 4
@@ -81,7 +83,7 @@ def image_size(data: bytes, where: str) -> tuple[int, int]:
     """(width, height) in px from the head of a PNG or JPEG file.
 
     Raises:
-        EqaError: neither of the two, cut off, or larger than MAX_SIDE_PX.
+        EqaError: neither of the two, cut off, or larger than MAX_SIDE_PX or MAX_PIXELS.
     """
     if data[:8] == b"\x89PNG\r\n\x1a\n":
         if len(data) < 24 or data[12:16] != b"IHDR":
@@ -91,9 +93,17 @@ def image_size(data: bytes, where: str) -> tuple[int, int]:
         width, height = _jpeg_size(data, where)
     else:
         raise _no_picture(where)
-    if not (1 <= width <= MAX_SIDE_PX and 1 <= height <= MAX_SIDE_PX):
-        raise EqaError(f"{where}: claims {width}x{height} px, 1 to {MAX_SIDE_PX} a side are possible; fetch it again")
+    _check_size(width, height, where)
     return width, height
+
+
+def _check_size(width: int, height: int, where: str, what: str = "") -> None:
+    """Refuse what no camera takes, before anything of that size is decoded."""
+    if not (1 <= width <= MAX_SIDE_PX and 1 <= height <= MAX_SIDE_PX and width * height <= MAX_PIXELS):
+        raise EqaError(
+            f"{where}: claims {what}{width}x{height} px, 1 to {MAX_SIDE_PX} a side and {MAX_PIXELS} in all "
+            f"are possible; fetch it again"
+        )
 
 
 def _jpeg_size(data: bytes, where: str) -> tuple[int, int]:
@@ -338,8 +348,7 @@ class VideoFile:
         self.count = min(total, limit or total)
         self._first = self._batch([0])[0]  # kept: it is nearly always wanted, and seeking back to it costs
         self.height, self.width = self._first.shape[:2]
-        if not (1 <= self.width <= MAX_SIDE_PX and 1 <= self.height <= MAX_SIDE_PX):
-            raise EqaError(f"{path}: claims {self.width}x{self.height} px, at most {MAX_SIDE_PX} a side are possible")
+        _check_size(self.width, self.height, str(path))
 
     def _batch(self, indices: list[int]) -> np.ndarray:
         """RGB (len(indices), height, width, 3)."""
@@ -428,8 +437,7 @@ class SensFile:
                 f"{self._path}: colour compression {color} ({names.get(color, 'unknown')}), only {SENS_JPEG} "
                 f"(jpeg) is read; ScanNet's release has jpeg"
             )
-        if not (1 <= width <= MAX_SIDE_PX and 1 <= height <= MAX_SIDE_PX):
-            raise EqaError(f"{self._path}: claims colour of {width}x{height} px; damaged, fetch the .sens again")
+        _check_size(width, height, str(self._path), "colour of ")
         self._first = at + 36
         room = (self._size - self._first) // _SENS_FRAME_BYTES
         if frames > room:

@@ -124,13 +124,17 @@ def test_page_tells_of_failed_and_missing_steps():
 
 
 def test_comparison_takes_the_longer_prediction_of_the_tutorials_number_of_questions():
-    def row(step: str, seconds: float, **facts: int) -> dict:
+    def row(step: str, seconds: float, **facts: float) -> dict:
         return {"step": step, "status": "ok", "whole_s": seconds, "facts": facts}
 
-    steps = [row("train_adapter", 100.0), row("predict/base", 43.0, count=129), row("predict/tuned", 20.0, count=129)]
+    steps = [
+        row("train_adapter", 100.0, epochs=12.0),
+        row("predict/base", 43.0, count=129),
+        row("predict/tuned", 20.0, count=129),
+    ]
     record = {"steps": steps, "tutorial": rehearse.TUTORIAL, "device": "X"}
     lines = rehearse.against_tutorial(record)
-    assert "| training, 3 epochs | 2 h 27 min | 1 min 40 s | 88 |" in lines
+    assert "| training, 3 epochs there and 12 here | 2 h 27 min | 1 min 40 s | 88 |" in lines
     assert "| answers to 258 test questions | 2 h 55 min | 1 min 26 s | 122 |" in lines
     steps[0]["status"] = "failed"
     assert rehearse.against_tutorial(record) == []

@@ -6,6 +6,7 @@ import io
 import json
 import struct
 import tarfile
+import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -26,6 +27,16 @@ def picture(number: int, width: int = 96, height: int = 64) -> np.ndarray:
 
 def encoded(number: int, suffix: str = ".png", width: int = 96, height: int = 64) -> bytes:
     return cv2.imencode(suffix, picture(number, width, height))[1].tobytes()
+
+
+def png_claiming(width: int, height: int) -> bytes:
+    """A PNG of some bytes, whole and with right checksums, that claims a size."""
+    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunks = [(b"IHDR", head), (b"IDAT", zlib.compress(bytes(9))), (b"IEND", b"")]
+    packed = [
+        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body)) for name, body in chunks
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
 
 
 def frame_folder(folder: Path, count: int, suffix: str = ".png", width: int = 96, height: int = 64) -> Path:

@@ -10,6 +10,7 @@ import pytest
 pytest.importorskip("torch", reason="needs envs/train")
 
 from scripts import join_predictions, predict
+from tests.lib import raw_data
 from tests.train import prediction_data
 
 
@@ -114,9 +115,16 @@ def test_a_prompt_over_cutoff_len_is_refused(tiny: dict, tmp_path: Path, capsys:
     assert not (tmp_path / "base.jsonl").exists()
 
 
-def test_an_unreadable_frame_is_named(tiny: dict, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+@pytest.mark.parametrize(
+    "content",
+    [b"\xff\xd8\xff broken", raw_data.png_claiming(60000, 60000)],
+    ids=["cut", "of too many pixels"],
+)
+def test_an_unreadable_frame_is_named(
+    tiny: dict, tmp_path: Path, capsys: pytest.CaptureFixture, content: bytes
+) -> None:
     test = prediction_data.make_test_part(tmp_path, episodes=1, questions=1)
-    (tmp_path / "frames/hm3d-v0/000-room/003.jpg").write_bytes(b"\xff\xd8\xff broken")
+    (tmp_path / "frames/hm3d-v0/000-room/003.jpg").write_bytes(content)
     assert predict.main(prediction_data.arguments(tmp_path, tiny["base"], test, prediction_data.config())) == 2
     assert "000-room/003.jpg: no readable picture" in capsys.readouterr().err.splitlines()[-1]
 

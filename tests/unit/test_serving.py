@@ -15,7 +15,7 @@ from scripts.lib import chat_client, llamacpp_server, lmdeploy_server, serve_set
 from scripts.lib.chat_client import Message
 from scripts.lib.errors import EqaError
 from scripts.lib.gguf_convert import tensor_type_q4_k_m
-from tests.lib import ollama_standin, serving_data
+from tests.lib import ollama_standin, raw_data, serving_data
 from tests.lib.project import ROOT
 
 # ------------------------------------------------------------------------------------------------ chat client
@@ -115,6 +115,12 @@ def test_a_file_that_is_no_picture_is_named(tmp_path, content):
     (tmp_path / "a.jpg").write_bytes(content)
     with pytest.raises(EqaError, match=r"a\.jpg: no picture"):
         ask.prepare_picture(tmp_path / "a.jpg", 24576)
+
+
+def test_a_picture_of_more_pixels_than_opencv_takes_is_named(tmp_path):
+    (tmp_path / "a.png").write_bytes(raw_data.png_claiming(60000, 60000))
+    with pytest.raises(EqaError, match=r"a\.png: no picture"):
+        ask.prepare_picture(tmp_path / "a.png", 24576)
 
 
 def test_the_question_goes_into_the_recipes_prompt(monkeypatch):

@@ -35,7 +35,7 @@ def open_picture(path: Path, max_pixels: int, min_pixels: int) -> Image:
         raise EqaError(
             f"{path}: this frame does not exist; `dvc checkout` or run again the rule sample_frames"
         ) from None
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise EqaError(f"{path}: no readable picture ({error}); run again the rule sample_frames") from None
     size = llamafactory_size(image.width, image.height, max_pixels, min_pixels)
     if size != image.size:

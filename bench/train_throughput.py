@@ -2,6 +2,7 @@
 
     uv run --frozen --project envs/train python -m bench.train_throughput                       # CPU: the demo's model
     python -m bench.train_throughput --model /tmp/qwen3-vl-2b --preset openeqa-80gb             # one CUDA GPU
+    ... --also "openeqa-80gb train.gradient_checkpointing=true gpu_gib=24" --also "openeqa-t4 gpu_gib=14.6"
 
 Without --model, or where its folder does not exist, a model with random weights is made: on a GPU in the exact shape of
 Qwen3-VL-2B. Both sides see the same episodes, 8 frames of the same size and the same answer tokens under the loss, in
@@ -11,8 +12,9 @@ since it would not train otherwise. Ours runs through train_adapter with a prese
 
 Questions a second at equal epochs, from the wall times that both sides write to TensorBoard after the first steps, so
 imports, tokenizing and loading count on neither side. What ours spends before the first step on features of the vision
-tower is counted, shared among the preset's epochs. --gpu-gib holds ours to a smaller card's memory. Optimizer updates an epoch are printed beside: a conversation of
-an episode holds all its questions, so there are fewer.
+tower is counted, shared among the preset's epochs. Each --also is a further recipe of ours in the same run, against the
+same baseline; gpu_gib holds one to a smaller card's memory. Optimizer updates an epoch are printed beside: a
+conversation of an episode holds all its questions, so there are fewer.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
@@ -38,6 +41,17 @@ from scripts.lib.files import file_record, sha256_file, write_json, write_manife
 
 ROOT = Path(__file__).resolve().parents[1]
 FRAMES = 8
+EPOCH_QUESTIONS = 1202  # of Open-EQA's training part
+SHOWN_KEYS = (
+    "batch_size",
+    "gradient_accumulation",
+    "gradient_checkpointing",
+    "answer_only_loss",
+    "vision_cache_gb",
+    "precision",
+    "dataloader_workers",
+    "extra",
+)
 WARM_STEPS = {"baseline": 3, "ours": 3}  # left out: memory is found, kernels are chosen
 LIMITED = (
     "import sys, torch; torch.cuda.set_per_process_memory_fraction("
@@ -233,6 +247,8 @@ def _measured(events: Path, side: str, samples: int, questions: int) -> dict:
     points = sorted((event.step, event.wall_time, event.value) for event in reader.Scalars("train/loss"))
     first = next(point for point in points if point[0] >= WARM_STEPS[side])
     seconds, steps = points[-1][1] - first[1], points[-1][0] - first[0]
+    if not steps:
+        raise SystemExit(f"{events}: nothing was logged after step {first[0]}; give more --steps or --baseline-steps")
     return {
         "questions_per_s": steps * samples * questions / seconds,
         "step_s": seconds / steps,
@@ -244,23 +260,66 @@ def _measured(events: Path, side: str, samples: int, questions: int) -> dict:
 # ------------------------------------------------------------------------------------------------ main
 
 
-def recipe(preset: str, changes: Mapping[str, str]) -> dict:
-    """A preset with --set applied; train.* and vision.* only."""
-    config = yaml.safe_load((ROOT / f"config/presets/{preset}.yaml").read_text(encoding="utf-8"))
-    for key, value in changes.items():
+@dataclass(frozen=True)
+class Variant:
+    """One recipe of ours."""
+
+    name: str
+    config: Mapping
+    gpu_gib: float | None  # None: all that the card has
+
+
+def variant(text: str) -> Variant:
+    """A preset, changed keys and perhaps a bound on GPU memory: "openeqa-t4 train.batch_size=2 gpu_gib=14.6"."""
+    preset, *changes = text.split()
+    file = ROOT / f"config/presets/{preset}.yaml"
+    if not file.is_file():
+        raise SystemExit(f"{preset}: no such preset; one of config/presets")
+    config, gpu_gib = yaml.safe_load(file.read_text(encoding="utf-8")), None
+    for change in changes:
+        key, _, value = change.partition("=")
         section, _, name = key.partition(".")
-        if section not in ("train", "vision") or name not in config[section]:
-            raise SystemExit(f"--set {key}: no such key; train.* or vision.* of config/presets/{preset}.yaml")
-        config[section][name] = yaml.safe_load(value)
-    return config
+        if key == "gpu_gib":
+            gpu_gib = float(value)
+        elif section in ("train", "vision") and name in config[section]:
+            config[section][name] = yaml.safe_load(value)
+        else:
+            raise SystemExit(f"{change}: no such key; gpu_gib, or train.* or vision.* of config/presets/{preset}.yaml")
+    return Variant(text, config, gpu_gib)
+
+
+def outcome(chosen: Variant, new: Mapping, old: Mapping) -> dict:
+    """What one recipe of ours came to, for the JSON line."""
+    train = chosen.config["train"]
+    return {
+        "variant": chosen.name,
+        "ours": round(new["questions_per_s"], 3),
+        "ratio": round(new["questions_per_s"] / old["questions_per_s"], 2),
+        "gpu_mb": {"baseline": old["gpu_mb"], "ours": new["gpu_mb"], "ours_torch": new["torch_peak_mb"]},
+        "step_s": round(new["step_s"], 4),
+        "updates_an_epoch": round(EPOCH_QUESTIONS / new["questions_a_step"]),
+        "ours_without_vision_cache_time": round(new["steady"], 3),
+        "vision_cache": {"seconds": new["vision_cache_s"], "mb": new["vision_cache_mb"], "epochs": train["epochs"]},
+        "loss": {"baseline": old.get("loss"), "ours": new["loss"]},
+        "gpu_gib_limit": chosen.gpu_gib,
+        "recipe": {key: train[key] for key in SHOWN_KEYS},
+    }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Prints a table, then one JSON line."""
+    """Prints a table, then one JSON line; a recipe that fails is named, the others count."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, help="folder with a Qwen3-VL and its manifest; made if it does not exist")
     parser.add_argument("--preset", help="recipe of ours; openeqa-80gb on a GPU, demo on the CPU")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="such as train.batch_size=8")
+    parser.add_argument("--gpu-gib", type=float, help="hold ours to this much GPU memory, as on a smaller card")
+    parser.add_argument(
+        "--also",
+        action="append",
+        default=[],
+        metavar='"PRESET KEY=VALUE... gpu_gib=24"',
+        help="a further recipe of ours; any number of times",
+    )
     parser.add_argument("--episodes", type=int, help="episodes of the data")
     parser.add_argument("--questions", type=int, default=11, help="questions an episode (Open-EQA has 10.8)")
     parser.add_argument("--baseline-steps", type=int, help="optimizer steps of the baseline, 8 questions each")
@@ -268,7 +327,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--skip-baseline", type=float, metavar="QUESTIONS_PER_S", help="a baseline measured before on this machine"
     )
-    parser.add_argument("--gpu-gib", type=float, help="hold ours to this much GPU memory, as on a smaller card")
     parser.add_argument("--work-dir", type=Path, help="kept; a temporary folder if left out")
     args = parser.parse_args(argv)
 
@@ -277,11 +335,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     gpu = torch.cuda.is_available()
     if gpu:
         os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
-    config = recipe(args.preset or ("openeqa-80gb" if gpu else "demo"), dict(entry.split("=", 1) for entry in args.set))
+    first = [args.preset or ("openeqa-80gb" if gpu else "demo"), *args.set]
+    first += [f"gpu_gib={args.gpu_gib:g}"] if args.gpu_gib else []
+    variants = [variant(text) for text in (" ".join(first), *args.also)]
     size = (512, 288) if gpu else (192, 128)
     episodes = args.episodes or (144 if gpu else 8)
     steps = args.steps or (35 if gpu else 10)
     baseline_steps = args.baseline_steps or (20 if gpu else 8)
+    found, failed = [], []
     with tempfile.TemporaryDirectory() as temporary:
         work = args.work_dir or Path(temporary)
         work.mkdir(parents=True, exist_ok=True)
@@ -289,49 +350,44 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not (model / "manifest.json").is_file():
             make_model(model, real=gpu)
         make_data(work / "data", episodes, args.questions, size)
-        old = {"questions_per_s": args.skip_baseline, "gpu_mb": 0}
+        old = {"questions_per_s": args.skip_baseline, "gpu_mb": 0, "questions_a_step": 8}
         if args.skip_baseline is None:
-            old = run_baseline(work, model, work / "data", baseline_steps, size[0] * size[1], not gpu)
-        new = run_ours(work, model, work / "data", steps, config, args.questions, args.gpu_gib)
+            old |= run_baseline(work, model, work / "data", baseline_steps, size[0] * size[1], not gpu)
+        print(f"{'questions/s':>12s}{'ratio':>7s}{'updates an epoch':>18s}{'GPU MiB':>9s}{'torch MiB':>11s}")
+        print(_line(old, old, "baseline"), flush=True)
+        for number, chosen in enumerate(variants):
+            folder = work / f"ours{number}"
+            folder.mkdir(exist_ok=True)
+            try:
+                new = run_ours(folder, model, work / "data", steps, chosen.config, args.questions, chosen.gpu_gib)
+            except SystemExit as error:
+                failed.append({"variant": chosen.name, "why": str(error).splitlines()[-1]})
+                print(f"{chosen.name}: {error}", file=sys.stderr)
+                continue
+            found.append(outcome(chosen, new, old))
+            print(_line(new, old, chosen.name), flush=True)
         base_sha = sha256_file(model / "manifest.json")[:12]
-    updates = {"baseline": 1 / 8, "ours": 1 / new["questions_a_step"]}
-    print(f"{'':10s}{'questions/s':>12s}{'updates an epoch of 1,202 questions':>38s}{'GPU MiB':>10s}")
-    for name, found in (("baseline", old), ("ours", new)):
-        print(f"{name:10s}{found['questions_per_s']:12.2f}{1202 * updates[name]:38.0f}{found['gpu_mb']:10d}")
     result = {
         "bench": "train_throughput",
         "unit": "questions/s",
         "baseline": round(old["questions_per_s"], 3),
-        "ours": round(new["questions_per_s"], 3),
-        "ratio": round(new["questions_per_s"] / old["questions_per_s"], 2),
+        "epoch_questions": EPOCH_QUESTIONS,
         "peak_mb": peak_mb(),
-        "gpu_mb": {"baseline": old["gpu_mb"], "ours": new["gpu_mb"], "ours_torch": new["torch_peak_mb"]},
-        "step_s": round(new["step_s"], 4),
-        "ours_without_vision_cache_time": round(new["steady"], 3),
-        "vision_cache": {
-            "seconds": new["vision_cache_s"],
-            "mb": new["vision_cache_mb"],
-            "epochs": config["train"]["epochs"],
-        },
-        "loss": {"baseline": old.get("loss"), "ours": new["loss"]},
-        "gpu_gib_limit": args.gpu_gib,
-        "recipe": {
-            key: config["train"][key]
-            for key in (
-                "batch_size",
-                "gradient_accumulation",
-                "gradient_checkpointing",
-                "answer_only_loss",
-                "vision_cache_gb",
-                "precision",
-                "dataloader_workers",
-            )
-        },
+        "runs": found,
+        "failed": failed,
         "model": base_sha,
         "machine": machine(),
     }
     print(json.dumps(result, sort_keys=True))
-    return 0
+    return 1 if failed else 0
+
+
+def _line(found: Mapping, old: Mapping, name: str) -> str:
+    """A row of the table."""
+    speed = found["questions_per_s"]
+    updates = EPOCH_QUESTIONS / found["questions_a_step"]
+    memory = f"{found['gpu_mb']:9d}{found.get('torch_peak_mb') or 0:11d}"
+    return f"{speed:12.2f}{speed / old['questions_per_s']:7.1f}{updates:18.0f}{memory}  {name}"
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, BinaryIO, Protocol
 
 from scripts.lib.errors import EqaError
 from scripts.lib.sources import frame_files
+from scripts.lib.video_decoder import Decoder, DecoderDied, DecoderError, take_decoder
 
 if TYPE_CHECKING:
     import numpy as np
@@ -171,7 +172,7 @@ def decode_image(data: bytes, where: str) -> np.ndarray:
 
 @contextlib.contextmanager
 def _library_messages() -> Iterator[list[bytes]]:
-    """What C libraries write to stderr meanwhile: libpng, libjpeg and decord know no other way. Filled at the end."""
+    """What C libraries write to stderr meanwhile: libpng and libjpeg know no other way. Filled at the end."""
     messages: list[bytes] = []
     sys.stderr.flush()
     with tempfile.TemporaryFile() as catcher:
@@ -330,36 +331,45 @@ class VideoFile:
     """A video by decord: seeks to the key frame before each wanted frame and decodes from there."""
 
     def __init__(self, path: Path, limit: int | None = None):
-        from scripts.lib.video import load_decord
-
         self._path = path
-        self._decord = decord = load_decord()
         check_container(path)
+        self._decoder: Decoder | None = take_decoder()
         try:
-            with _library_messages():
-                self._video = decord.VideoReader(str(path), ctx=decord.cpu(0), num_threads=1)
-                total = len(self._video)
-        except (decord.DECORDError, RuntimeError, OSError):
-            raise EqaError(
-                f"{path}: decord finds no video in it; it is cut off or no mp4, mkv or avi; fetch it again"
-            ) from None
-        if total < 1:
-            raise EqaError(f"{path}: a video of 0 frames; fetch it again")
-        self.count = min(total, limit or total)
-        self._first = self._batch([0])[0]  # kept: it is nearly always wanted, and seeking back to it costs
-        self.height, self.width = self._first.shape[:2]
-        _check_size(self.width, self.height, str(path))
+            try:
+                total = self._decoder.open(path)
+            except DecoderError:
+                raise EqaError(
+                    f"{path}: decord finds no video in it; it is cut off or no mp4, mkv or avi; fetch it again"
+                ) from None
+            except DecoderDied as death:
+                raise self._killer(death) from None
+            if total < 1:
+                raise EqaError(f"{path}: a video of 0 frames; fetch it again")
+            self.count = min(total, limit or total)
+            self._first = self._batch([0])[0]  # kept: it is nearly always wanted, and seeking back to it costs
+            self.height, self.width = self._first.shape[:2]
+            _check_size(self.width, self.height, str(path))
+        except EqaError:
+            self.close()
+            raise
+
+    def _killer(self, death: DecoderDied) -> EqaError:
+        self._decoder = None
+        return EqaError(
+            f"{self._path}: decord dies of it ({death}); the video is damaged, or memory is short; fetch it again"
+        )
 
     def _batch(self, indices: list[int]) -> np.ndarray:
         """RGB (len(indices), height, width, 3)."""
         try:
-            with _library_messages():
-                frames = self._video.get_batch(indices).asnumpy()
-        except (self._decord.DECORDError, RuntimeError, IndexError):
+            frames = self._decoder.frames(indices)
+        except DecoderError:
             label = f"one of frames {', '.join(map(str, indices[:64]))}" if len(indices) > 1 else f"frame {indices[0]}"
             raise EqaError(
                 f"{self._path}: {label} cannot be decoded; the video is damaged or cut off; fetch it again"
             ) from None
+        except DecoderDied as death:
+            raise self._killer(death) from None
         if frames.ndim != 4 or frames.shape[3] != 3 or 0 in frames.shape:
             raise EqaError(f"{self._path}: frame {indices[0]} is no RGB picture; fetch the video again")
         return frames
@@ -386,7 +396,10 @@ class VideoFile:
         self._batch([max(indices)])
 
     def close(self) -> None:
-        del self._video
+        decoder, self._decoder = self._decoder, None
+        if decoder is not None:
+            with contextlib.suppress(DecoderDied):
+                decoder.release()
 
 
 class SensFile:

@@ -84,8 +84,11 @@ def main() -> int:
         return min(1, fuzz_all(sorted(TARGETS), args.seconds))
     target = TARGETS[args.target]
     kept = ROOT / "work/fuzz" / args.target
-    scratch = kept / "own/scratch"  # no temporary folder: libFuzzer ends the process without clearing up
-    shutil.rmtree(scratch, ignore_errors=True)  # what an earlier process left
+    # no temporary folder: libFuzzer ends the process without clearing up, so the next one does
+    for left in kept.glob("own-*"):
+        if not Path("/proc", left.name.removeprefix("own-")).exists():
+            shutil.rmtree(left, ignore_errors=True)
+    scratch = kept / f"own-{os.getpid()}/scratch"
     scratch.mkdir(parents=True)
     if args.file:
         print(attempt(target, args.file.read_bytes(), scratch) or "accepted")

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import os
+import re
 import struct
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -269,7 +272,7 @@ def test_a_cut_off_avi_or_mkv_is_refused(tmp_path, name, fourcc):
 
 
 FLIPS = """
-import random, sys
+import contextlib, random, sys
 from pathlib import Path
 from scripts.lib.errors import EqaError
 from scripts.lib.readers import VideoFile
@@ -281,8 +284,8 @@ for _ in range(150):
     data[rng.randrange(whole.find(b"moov"), len(whole))] ^= rng.randrange(1, 256)
     bad.write_bytes(data)
     try:
-        reader = VideoFile(bad)
-        list(reader.read([0, reader.count - 1]))
+        with contextlib.closing(VideoFile(bad)) as reader:
+            list(reader.read([0, reader.count - 1]))
     except EqaError as error:
         assert "\\n" not in str(error)
         refused += 1
@@ -296,6 +299,43 @@ def test_videos_with_a_flipped_byte_in_their_index_are_read_or_refused(tmp_path)
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-500:]
     assert 0 < int(done.stdout) < 150
+
+
+def test_a_video_that_ends_decord_is_named_and_the_next_one_read(tmp_path):
+    (bad := tmp_path / "bad.mp4").write_bytes((ROOT / "tests/fuzz/crashes/video/index_that_ends_decord").read_bytes())
+    assert re.fullmatch(rf"{bad}: decord dies of it \(SIG[A-Z]+\); .*", _refusal(VideoFile, bad))
+    assert VideoFile(raw.video(tmp_path / "good.mp4", 5)).count == 5
+
+
+def test_a_decoder_killed_midway_is_told_and_replaced(tmp_path):
+    file = raw.video(tmp_path / "v.mp4", 20)
+    reader = VideoFile(file)
+    reader._decoder._process.kill()
+    assert f"{file}: decord dies of it (SIGKILL)" in _refusal(lambda: reader.check([19]))
+    reader.close()
+    with contextlib.closing(VideoFile(file)) as again:
+        assert _same(next(again.read([19])), 19, 8)
+
+
+def test_one_decoder_serves_video_after_video_and_ends_with_its_process(tmp_path):
+    videos = [raw.video(tmp_path / f"{i}.mp4", 5 + i) for i in range(3)]
+    code = (
+        "import os, sys; from pathlib import Path; from scripts.lib import readers, video_decoder\n"
+        "for name in sys.argv[1:]:\n"
+        "    reader = readers.VideoFile(Path(name))\n"
+        "    print(reader.count, reader._decoder._process.pid)\n"
+        "    reader.close()\n"
+        "if sys.argv[1].endswith('2.mp4'): os.kill(os.getpid(), 9)\n"
+    )
+    for order in (videos, videos[::-1]):  # the second process ends without a chance to clear up
+        done = subprocess.run([sys.executable, "-c", code, *map(str, order)], cwd=ROOT, capture_output=True, text=True)
+        counts, pids = zip(*(line.split() for line in done.stdout.splitlines()), strict=True)
+        assert counts == (("5", "6", "7") if order is videos else ("7", "6", "5")), done.stderr
+        assert len(set(pids)) == 1
+        ended = time.monotonic() + 10
+        while Path(f"/proc/{pids[0]}").exists():
+            assert time.monotonic() < ended, "the decoder outlives its job"
+            time.sleep(0.02)
 
 
 # ------------------------------------------------------------------------------------------------ the one door

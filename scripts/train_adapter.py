@@ -166,7 +166,7 @@ def check_data(dataset_dir: Path) -> dict[str, int]:
     """Samples a part.
 
     Raises:
-        EqaError: a training or validation part without samples.
+        EqaError: a training or validation part without samples, or no data of build_sft.
     """
     counts = {}
     parts = (("train", "training", "lower split.val and split.test"), ("val", "validation", "raise split.val"))
@@ -174,8 +174,15 @@ def check_data(dataset_dir: Path) -> dict[str, int]:
         samples = read_json(dataset_dir / f"{part}.json", f"{part} part")
         if not isinstance(samples, list) or not samples:
             raise EqaError(f"{dataset_dir / f'{part}.json'}: no {name} samples; {way_out} or add episodes")
+        if not all(isinstance(sample, dict) and isinstance(sample.get("question_ids"), list) for sample in samples):
+            raise EqaError(f"{dataset_dir / f'{part}.json'}: not what build_sft writes; run that rule again")
         counts[part] = len(samples)
         counts[f"{part}_questions"] = sum(len(sample["question_ids"]) for sample in samples)
+    info = read_json(dataset_dir / "dataset_info.json", "list of parts for LLaMA-Factory")
+    if not isinstance(info, dict) or not {"openeqa_train", "openeqa_val"} <= set(info):
+        raise EqaError(
+            f"{dataset_dir / 'dataset_info.json'}: lacks openeqa_train or openeqa_val; run the rule build_sft again"
+        )
     return counts
 
 

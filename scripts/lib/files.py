@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import glob
 import hashlib
 import json
@@ -64,7 +65,7 @@ def part_path(path: Path) -> Path:
     first to finish would publish what the other has written so far.
     """
     for other in path.parent.glob(f"{glob.escape(path.name)}.*.part"):
-        writer = other.name[len(path.name) + 1 : -len(".part")]
+        writer = other.name[len(path.name) + 1 : -len(".part")].removesuffix(".old")
         if writer.isdecimal() and (int(writer) == os.getpid() or not is_alive(int(writer))):
             remove(other)
     return path.with_name(f"{path.name}.{os.getpid()}.part")
@@ -99,29 +100,52 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     """Like `atomic_path` for a folder: yields an empty one, swapped for `path` on success.
 
     The old folder stays whole until the new one is complete.
+
+    Raises:
+        PermissionError: the old folder may not be emptied; before anything is written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_dir() and not os.access(path, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
     part = part_path(path)
-    old = path.with_name(path.name + ".old")
     part.mkdir()
     try:
         yield part
+        _swap(part, path)
     except BaseException:
         remove(part)
         raise
-    remove(old)
-    if path.exists() or path.is_symlink():
-        os.replace(path, old)
-    os.replace(part, path)
+
+
+def _swap(part: Path, path: Path) -> None:
+    """Put a folder in the place of `path`, whatever is there; another process may do the same at the same time."""
+    old = part.with_name(f"{part.name.removesuffix('.part')}.old.part")
+    for tries_left in range(9, -1, -1):
+        with contextlib.suppress(FileNotFoundError):
+            os.replace(path, old)
+        try:
+            os.replace(part, path)
+            break
+        except OSError as error:
+            # the other process was between the two renames
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) or not tries_left:
+                raise
+            remove(old)
     remove(old)
 
 
 def remove(path: Path) -> None:
     """Delete a file, link or folder if it is there."""
     if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
+        shutil.rmtree(path, onerror=_unless_gone)
     else:
         path.unlink(missing_ok=True)
+
+
+def _unless_gone(_function: object, _path: object, error: tuple) -> None:
+    """Whoever else removes the same folder may be faster."""
+    if not isinstance(error[1], FileNotFoundError):
+        raise error[1]
 
 
 def write_text(path: Path, text: str) -> None:

@@ -396,6 +396,26 @@ def test_empty_part_is_refused(inside: Path, capsys: pytest.CaptureFixture, part
     assert not (inside / "e_out").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("dataset_info.json", b"\x1d\xb4\x00", "not UTF-8"),
+        ("dataset_info.json", b"[]", "build_sft"),
+        ("dataset_info.json", b'{"openeqa_train": {}}', "openeqa_val"),
+        ("train.json", b"[1]", "build_sft"),
+    ],
+)
+def test_data_that_build_sft_did_not_write_is_refused(
+    inside: Path, capsys: pytest.CaptureFixture, name: str, content: bytes, words: str
+) -> None:
+    file = inside / "results/sft" / name
+    kept = file.read_bytes()
+    file.write_bytes(content)
+    refused(data.arguments(data.config(), work="e", out="e_out"), capsys, name, words)
+    file.write_bytes(kept)
+    assert not (inside / "e_out").exists()
+
+
 def test_learning_rate_given_as_text_by_hand_is_refused(inside: Path, capsys: pytest.CaptureFixture) -> None:
     """LLaMA-Factory's parser takes it, and the optimizer then fails with a traceback."""
     recipe = data.config(learning_rate="2e-5")

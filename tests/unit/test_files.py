@@ -57,6 +57,65 @@ def test_orphan_of_a_killed_run_does_not_publish_the_next_runs_half_folder(tmp_p
     assert os.listdir(tmp_path) == ["model"]
 
 
+SWAPS = """
+import sys
+from pathlib import Path
+from scripts.lib.files import atomic_folder
+for _ in range(150):
+    with atomic_folder(Path(sys.argv[1])) as part:
+        (part / "a").write_text("whole")
+"""
+
+
+def test_processes_that_swap_the_same_folder_at_once_all_end_well(tmp_path):
+    writers = [
+        subprocess.Popen([sys.executable, "-c", SWAPS, str(tmp_path / "x")], stderr=subprocess.PIPE, text=True)
+        for _ in range(4)
+    ]
+    said = [writer.communicate()[1] for writer in writers]
+    assert [writer.returncode for writer in writers] == [0] * 4, said
+    assert os.listdir(tmp_path) == ["x"]
+    assert folder_files(tmp_path / "x") == ["a"]
+
+
+def test_what_a_process_killed_between_the_two_renames_left_is_removed(tmp_path):
+    killed = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+    for name in (f"x.{killed.stdout.strip()}.part", f"x.{killed.stdout.strip()}.old.part"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a").write_text("left")
+    with atomic_folder(tmp_path / "x") as part:
+        (part / "a").write_text("whole")
+    assert os.listdir(tmp_path) == ["x"]
+
+
+READ_ONLY = """
+import os, sys
+from pathlib import Path
+from scripts.lib.files import atomic_folder
+os.setuid(65534)
+try:
+    with atomic_folder(Path(sys.argv[1])) as part:
+        print("written")
+except PermissionError as error:
+    print(error.filename)
+"""
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
+def test_a_read_only_folder_is_refused_before_anything_is_written(tmp_path):
+    for parent in (tmp_path, *list(tmp_path.parents)[:2]):
+        parent.chmod(0o777)
+    (folder := tmp_path / "x").mkdir()
+    (folder / "kept").write_text("old")
+    for path in (folder / "kept", folder):
+        os.chown(path, 65534, 65534)
+    folder.chmod(0o555)
+    done = subprocess.run([sys.executable, "-c", READ_ONLY, str(folder)], capture_output=True, text=True, check=True)
+    assert done.stdout == f"{folder}\n"
+    assert folder_files(folder) == ["kept"]
+    assert os.listdir(tmp_path) == ["x"]
+
+
 @pytest.mark.parametrize("how", ["atomic_path", "atomic_folder"])
 def test_what_a_killed_writer_left_is_removed_by_the_next_one(tmp_path, how):
     target = tmp_path / "x"

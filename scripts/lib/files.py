@@ -105,8 +105,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         PermissionError: the old folder may not be emptied; before anything is written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    if path.is_dir() and not os.access(path, os.W_OK | os.X_OK):
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+    _check_replaceable(path)
     part = part_path(path)
     part.mkdir()
     try:
@@ -115,6 +114,19 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     except BaseException:
         remove(part)
         raise
+
+
+def _check_replaceable(path: Path) -> None:
+    """Refuse a folder that may not be emptied. By one handle: its name may mean another folder a moment later."""
+    try:
+        folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    try:
+        if not os.access(".", os.W_OK | os.X_OK, dir_fd=folder):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+    finally:
+        os.close(folder)
 
 
 def _swap(part: Path, path: Path) -> None:

@@ -38,7 +38,7 @@ METADATA = Path(".snakemake/metadata")
 INCOMPLETE = Path(".snakemake/incomplete")
 STATE = Path(".snakemake/provenance")
 STAT_CACHE = STATE / "stat.json"
-WRITTEN = STATE / "written.json"  # what jobs here wrote: output -> [end of the job, sha256]
+WRITTEN = STATE / "written.json"  # what jobs here wrote or DVC put back: output -> [time of the record, sha256]
 RECORD_FORMATS = frozenset({6})  # values of snakemake.persistence.RECORD_FORMAT_VERSION known here (9.27.1)
 NAME_MAX = 254  # Snakemake cuts the encoded key into folders of this length (os.pathconf PC_NAME_MAX - 1)
 KEPT = "eqa_params"  # extra key of a marked record: the parameters before the mark; Snakemake ignores unknown keys
@@ -281,7 +281,8 @@ def restore(policy: Policy, say: Callable[[str], None] | None = None, lock: Path
         jobs = {}
     cache = StatCache(STAT_CACHE)
     _put_pins_back(jobs, policy, cache)
-    written = read_written()
+    before = read_written()
+    written = dict(before)
     owned = {output for job in jobs.values() for output in job.outputs}
     lock_age = lock.stat().st_mtime if jobs else 0.0
     groups: list[tuple[Job | None, list[str]]] = [(job, list(job.outputs)) for job in jobs.values()]
@@ -290,6 +291,7 @@ def restore(policy: Policy, say: Callable[[str], None] | None = None, lock: Path
     for job, outputs in groups:
         faults.update(_restore_job(job, outputs, policy, cache, lock_age, written))
     cache.save()
+    _save_written(before, written)
     for output, why in list(faults.items())[:MAX_LINES]:
         say(f"{output}: {why}; the rule that makes it runs again, unless `dvc checkout` brings the recorded file back")
     if len(faults) > MAX_LINES:
@@ -303,9 +305,13 @@ def _restore_job(
     policy: Policy,
     cache: StatCache,
     lock_age: float,
-    written: Mapping[str, list],
+    written: dict[str, list],
 ) -> dict[str, str]:
-    """Restore or mark the records of one job; returns {output: why} for those that are marked."""
+    """Restore or mark the records of one job; returns {output: why} for those that are marked.
+
+    What is found right enters `written`: `dvc checkout`, and `dvc commit` for a file that is an output of its own, give
+    it a new time, so that a quiet change of it would not be seen.
+    """
     present = [output for output in outputs if os.path.lexists(output)]
     if not present or any(is_running(output) for output in outputs):
         return {}
@@ -317,6 +323,7 @@ def _restore_job(
         plain = unmarked(current)
         if from_lock and not (wrote_it_here(plain, output) and plain["endtime"] > lock_age):
             wanted = _record_of(job, output, plain)
+            written[output] = [wanted["endtime"], job.outputs[output]]
         elif not plain and job is None:
             continue  # a record without content
         elif not plain:
@@ -491,7 +498,7 @@ def unexported() -> bool:
 
 
 def _write_written(jobs: Mapping[str, Job]) -> None:
-    """Remember what this workspace's jobs wrote; a full or read-only disk loses only the memory."""
+    """Remember what this workspace's jobs wrote."""
     before = read_written()
     now = {}
     for job in jobs.values():
@@ -501,6 +508,11 @@ def _write_written(jobs: Mapping[str, Job]) -> None:
                 now[output] = before[output]
             elif KEPT not in record and wrote_it_here(record, output):
                 now[output] = [record["endtime"], sha256]
+    _save_written(before, now)
+
+
+def _save_written(before: Mapping[str, list], now: Mapping[str, list]) -> None:
+    """A full or read-only disk loses only the memory."""
     with contextlib.suppress(OSError):
         if now != before:
             write_text(WRITTEN, json.dumps(now, sort_keys=True))

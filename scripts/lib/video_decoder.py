@@ -141,7 +141,7 @@ def _serve(connection: Connection) -> None:
             else:
                 video = None
                 connection.send((True, None))
-        except (decord.DECORDError, RuntimeError, OSError, IndexError, MemoryError) as error:
+        except (decord.DECORDError, RuntimeError, OSError, ValueError, IndexError, MemoryError) as error:
             connection.send((False, str(error)))
 
 

@@ -51,6 +51,18 @@ def test_a_file_of_the_same_length_whose_time_moved_by_less_than_a_clock_tells_i
     assert path.read_bytes() == right
 
 
+def test_a_file_that_dvc_put_back_and_then_broke_is_made_again(mini):
+    path = mini / "results/sft/test.json"
+    right = path.read_bytes()
+    path.unlink()
+    call(mini, "dvc", "checkout", "results/sft")
+    assert plan(mini) == []
+    damage(path, bytes(len(right)), later_ns=1)
+    assert "build_sft" in plan(mini)
+    snakemake(mini)
+    assert path.read_bytes() == right
+
+
 def test_what_broke_beside_a_run_is_neither_recorded_nor_committed(mini):
     """A run of another target does not look at the broken file, and must not store it as a result."""
     lock, dvc = (mini / "provenance.lock.json").read_bytes(), (mini / "dvc.lock").read_bytes()

@@ -11,6 +11,8 @@ Nothing is downloaded. torch and transformers are imported inside the functions.
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -314,8 +316,19 @@ def save_base(
 
     Besides what transformers 5 writes, preprocessor_config.json and video_preprocessor_config.json, which the real
     repository has and transformers 4, llama.cpp and Ollama read.
+
+    Raises:
+        OSError: the disk is full, for one; safetensors has an exception of its own for that.
     """
-    model.save_pretrained(folder, max_shard_size=max_shard)
+    from safetensors import SafetensorError
+
+    try:
+        model.save_pretrained(folder, max_shard_size=max_shard)
+    except SafetensorError as error:
+        found = re.search(r"\(os error (\d+)\)", str(error))
+        if found is None:
+            raise
+        raise OSError(int(found[1]), os.strerror(int(found[1])), str(folder)) from None
     for file in sorted(folder.glob("*.safetensors")):  # written for the owner alone; servers run as others
         file.chmod((folder / "config.json").stat().st_mode)
     processor.save_pretrained(folder)

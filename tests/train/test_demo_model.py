@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -53,6 +55,26 @@ def test_manifest_says_what_the_model_is(base: Path) -> None:
     assert manifest["processor_min_pixels"] == PROCESSOR_MIN_PIXELS["demo"]
     assert manifest["source"] == "demo"
     assert model.lm_head.weight is model.get_input_embeddings().weight
+
+
+SMALL_FILES = """
+import resource, signal, sys
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20))
+from pathlib import Path
+from tests.train.test_demo_model import make
+sys.exit(make(Path(sys.argv[1])))
+"""
+
+
+def test_weights_that_do_not_fit_are_one_line_and_no_folder(tmp_path: Path) -> None:
+    """safetensors raises its own exception for a full disk; a bound on file sizes gives the same one."""
+    command = [sys.executable, "-c", SMALL_FILES, str(tmp_path / "base")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr[-1500:]
+    assert "File too large; free space" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_equal_seeds_give_equal_bytes_and_other_seeds_do_not(base: Path, tmp_path: Path) -> None:

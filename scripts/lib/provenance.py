@@ -24,6 +24,7 @@ import os
 import platform
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,6 +43,7 @@ WRITTEN = STATE / "written.json"  # what jobs here wrote or DVC put back: output
 RECORD_FORMATS = frozenset({6})  # values of snakemake.persistence.RECORD_FORMAT_VERSION known here (9.27.1)
 NAME_MAX = 254  # Snakemake cuts the encoded key into folders of this length (os.pathconf PC_NAME_MAX - 1)
 KEPT = "eqa_params"  # extra key of a marked record: the parameters before the mark; Snakemake ignores unknown keys
+CLOCK_TICK_S = 0.05  # times of files lag behind the clock by a tick of the kernel, 10 ms at most
 SAME_TIME_S = 1e-6  # a float of seconds since 1970 holds a quarter of a microsecond
 MAX_LINES = 12
 
@@ -281,7 +283,7 @@ def restore(policy: Policy, say: Callable[[str], None] | None = None, lock: Path
         jobs = {}
     cache = StatCache(STAT_CACHE)
     _put_pins_back(jobs, policy, cache)
-    before = read_written()
+    before, started = read_written(), time.time()
     written = dict(before)
     owned = {output for job in jobs.values() for output in job.outputs}
     lock_age = lock.stat().st_mtime if jobs else 0.0
@@ -289,7 +291,7 @@ def restore(policy: Policy, say: Callable[[str], None] | None = None, lock: Path
     groups += [(None, [key]) for key in sorted(set(local_keys()) - owned)]
     faults: dict[str, str] = {}
     for job, outputs in groups:
-        faults.update(_restore_job(job, outputs, policy, cache, lock_age, written))
+        faults.update(_restore_job(job, outputs, policy, cache, lock_age, written, started))
     cache.save()
     _save_written(before, written)
     for output, why in list(faults.items())[:MAX_LINES]:
@@ -306,6 +308,7 @@ def _restore_job(
     cache: StatCache,
     lock_age: float,
     written: dict[str, list],
+    started: float,
 ) -> dict[str, str]:
     """Restore or mark the records of one job; returns {output: why} for those that are marked.
 
@@ -323,7 +326,10 @@ def _restore_job(
         plain = unmarked(current)
         if from_lock and not (wrote_it_here(plain, output) and plain["endtime"] > lock_age):
             wanted = _record_of(job, output, plain)
-            written[output] = [wanted["endtime"], job.outputs[output]]
+            if (
+                wanted["endtime"] < started - CLOCK_TICK_S
+            ):  # else another run may have made it again since it was hashed
+                written[output] = [wanted["endtime"], job.outputs[output]]
         elif not plain and job is None:
             continue  # a record without content
         elif not plain:

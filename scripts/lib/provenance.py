@@ -197,14 +197,20 @@ def read_record(key: str) -> dict:
     return {}
 
 
-def write_record(key: str, record: dict) -> None:
-    """Replace a record in one step, readable and writable for the group as Snakemake's own."""
+def write_record(key: str, record: dict, instead_of: dict | None = None) -> None:
+    """Replace a record in one step, readable and writable for the group as Snakemake's own.
+
+    With `instead_of` only where that is still the record and no job writes the output: another run may be at work.
+    """
     path = record_path(METADATA, key)
     path.parent.mkdir(parents=True, exist_ok=True)
     STATE.mkdir(parents=True, exist_ok=True)
     part = STATE / f"record.{os.getpid()}.part"
     part.write_text(json.dumps(record), encoding="utf-8")
     part.chmod(0o664)
+    if instead_of is not None and (is_running(key) or read_record(key) != instead_of):
+        part.unlink()
+        return
     os.replace(part, path)
 
 
@@ -348,7 +354,7 @@ def _restore_job(
             why[output] = fault
             wanted = marked(wanted, f"{output}: {fault}")
         if wanted != current:
-            write_record(output, wanted)
+            write_record(output, wanted, instead_of=current)
     return {output: fault for output, fault in why.items() if not fault.startswith("input ")}
 
 

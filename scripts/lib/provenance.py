@@ -30,7 +30,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from scripts.lib.errors import EqaError
-from scripts.lib.files import write_text
+from scripts.lib.files import atomic_path, write_text
 from scripts.lib.statcache import StatCache
 
 LOCK = Path("provenance.lock.json")
@@ -197,20 +197,14 @@ def read_record(key: str) -> dict:
     return {}
 
 
-def write_record(key: str, record: dict, instead_of: dict | None = None) -> None:
-    """Replace a record in one step, readable and writable for the group as Snakemake's own.
-
-    With `instead_of` only where that is still the record and no job writes the output: another run may be at work.
-    """
+def write_record(key: str, record: dict) -> None:
+    """Replace a record in one step, readable and writable for the group as Snakemake's own."""
     path = record_path(METADATA, key)
     path.parent.mkdir(parents=True, exist_ok=True)
     STATE.mkdir(parents=True, exist_ok=True)
     part = STATE / f"record.{os.getpid()}.part"
     part.write_text(json.dumps(record), encoding="utf-8")
     part.chmod(0o664)
-    if instead_of is not None and (is_running(key) or read_record(key) != instead_of):
-        part.unlink()
-        return
     os.replace(part, path)
 
 
@@ -332,9 +326,8 @@ def _restore_job(
         plain = unmarked(current)
         if from_lock and not (wrote_it_here(plain, output) and plain["endtime"] > lock_age):
             wanted = _record_of(job, output, plain)
-            if (
-                wanted["endtime"] < started - CLOCK_TICK_S
-            ):  # else another run may have made it again since it was hashed
+            # a younger file may have been made again by another run since it was hashed
+            if wanted["endtime"] < started - CLOCK_TICK_S:
                 written[output] = [wanted["endtime"], job.outputs[output]]
         elif not plain and job is None:
             continue  # a record without content
@@ -354,7 +347,7 @@ def _restore_job(
             why[output] = fault
             wanted = marked(wanted, f"{output}: {fault}")
         if wanted != current:
-            write_record(output, wanted, instead_of=current)
+            write_record(output, wanted)
     return {output: fault for output, fault in why.items() if not fault.startswith("input ")}
 
 
@@ -488,12 +481,16 @@ def export(policy: Policy, alive: Iterable[str] | None = None, success: bool = T
                 return False
             old = {}
         cache = StatCache(STAT_CACHE)
+        looked = time.time() - CLOCK_TICK_S
         jobs = _merge(old, _local_jobs(old, cache), alive)
         _write_written(jobs)
         text = lock_text(jobs.values())
         changed = not lock.exists() or lock.read_bytes() != text.encode()
         if changed:
-            write_text(lock, text)
+            # as old as the look: what another run's job ended since then is not in it, and `restore` leaves that alone
+            with atomic_path(lock) as part:
+                part.write_text(text, encoding="utf-8")
+                os.utime(part, (looked, looked))
         _write_pins(jobs, policy)
         cache.save()
     return changed

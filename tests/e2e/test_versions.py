@@ -410,9 +410,6 @@ def test_two_runs_of_different_targets_at_once_keep_both_records(mini):
     ]
     assert [run.wait() for run in runs] == [0, 0], [run.stderr.read() for run in runs]
     assert "scripts.step  make_folder --inputs" in (mini / "provenance.lock.json").read_text()
-    # a start that looks while the other run's job ends may leave its mark on the new record: made once more, never believed
-    assert set(plan(mini)) <= {"score", "compare_models"}
-    snakemake(mini)
     assert plan(mini) == []
 
 

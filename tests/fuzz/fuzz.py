@@ -79,6 +79,7 @@ def main() -> int:
     parser.add_argument("--file", type=Path, help="parse this file once instead")
     args = parser.parse_args()
     with atheris.instrument_imports(include=["scripts"]):
+        from scripts.lib.files import is_alive
         from tests.fuzz.targets import HOSTILE, TARGETS, attempt, parsed, places, replaced, unparsed
     if args.target is None:
         return min(1, fuzz_all(sorted(TARGETS), args.seconds))
@@ -86,7 +87,7 @@ def main() -> int:
     kept = ROOT / "work/fuzz" / args.target
     # no temporary folder: libFuzzer ends the process without clearing up, so the next one does
     for left in kept.glob("own-*"):
-        if not Path("/proc", left.name.removeprefix("own-")).exists():
+        if not is_alive(int(left.name.removeprefix("own-"))):
             shutil.rmtree(left, ignore_errors=True)
     scratch = kept / f"own-{os.getpid()}/scratch"
     scratch.mkdir(parents=True)

@@ -321,6 +321,28 @@ def test_same_thing_made_again_keeps_its_first_maker(here):
     assert Path("provenance.lock.json").read_bytes() == before
 
 
+def test_job_that_ended_while_another_run_wrote_the_lock_keeps_its_record(here, monkeypatch):
+    """The lock does not know that job, although it is written after the job's end."""
+    ran("a", "same", params=["before"])
+    provenance.export(Policy())
+    ran("b", "of this run")
+    real = provenance._local_jobs
+
+    def looks_just_before(*arguments: object) -> list:
+        jobs = real(*arguments)
+        ran("a", "same", params=["after"])
+        return jobs
+
+    with monkeypatch.context() as patch:
+        patch.setattr(provenance, "_local_jobs", looks_just_before)
+        assert provenance.export(Policy())
+    assert provenance.read_lock()["a"].params == ["before"]
+    provenance.restore(Policy())
+    assert provenance.read_record("a")["params"] == ["after"]
+    assert provenance.export(Policy())
+    assert provenance.read_lock()["a"].params == ["after"]
+
+
 def test_conflicted_lock_is_left_alone_by_a_failed_run_and_written_anew_by_a_good_one(here):
     ran("a", "one")
     Path("provenance.lock.json").write_text("<<<<<<< HEAD\n")

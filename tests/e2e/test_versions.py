@@ -523,10 +523,10 @@ def test_full_disk_during_export_leaves_the_old_lock_whole(mini, tmp_path):
     edit(mini / "config/config.yaml", "learning_rate: 0.1", "learning_rate: 0.4")
     edit(
         mini / "scripts/lib/provenance.py",
-        "            write_text(lock, text)\n",
+        "            with atomic_path(lock) as part:\n",
         "            import resource\n"
         "            resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))\n"
-        "            write_text(lock, text)\n",
+        "            with atomic_path(lock) as part:\n",
     )
     done = snakemake(mini, check=False)
     assert done.returncode == 1

@@ -175,8 +175,10 @@ rule bench_lmdeploy:
         ),
     log:
         "logs/bench_lmdeploy.log",
+    threads: 2
     resources:
         gpu=1 if config["deliver"]["lmdeploy"] else 0,
+        mem_mb=memory_of_model(2500, "merged"),
     params:
         config=canonical("deliver.lmdeploy", "serve", "predict.dtype"),
     shell:

@@ -32,6 +32,8 @@ MAX_SIDE_PX = 16384  # four times 4K; larger claims are damage or malice
 # 8K video has half as many; a progressive JPEG of some bytes that claims more takes gigabytes to decode
 MAX_PIXELS = 64 * 2**20
 MAX_IMAGE_BYTES = 256 * 2**20
+MAX_JPEG_SCANS = 100  # encoders write some ten; each goes over the whole picture again
+PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 SCANNET_FRAMES = 600  # Open-EQA samples within the first 600 frames of a scan, in its extractor and so in its baselines
 SENS_VERSION = 4
 SENS_JPEG = 2
@@ -86,8 +88,8 @@ def image_size(data: bytes, where: str) -> tuple[int, int]:
     Raises:
         EqaError: neither of the two, cut off, or larger than MAX_SIDE_PX or MAX_PIXELS.
     """
-    if data[:8] == b"\x89PNG\r\n\x1a\n":
-        if len(data) < 24 or data[12:16] != b"IHDR":
+    if data[:8] == PNG_MAGIC:
+        if len(data) < 24 or data[8:16] != b"\0\0\0\x0dIHDR":
             raise _no_picture(where)
         width, height = struct.unpack(">II", data[16:24])
     elif data[:2] == b"\xff\xd8":
@@ -131,17 +133,38 @@ def _no_picture(where: str) -> EqaError:
 
 
 def check_whole(data: bytes, where: str) -> None:
-    """Refuse a picture that ends early: decoders fill the rest with grey and say nothing.
+    """Refuse a picture that ends early, and one that makes a decoder work for minutes.
+
+    Decoders fill what is missing with grey and say nothing.
 
     Raises:
-        EqaError: no end mark.
+        EqaError: no end mark, a PNG whose parts reach beyond its end, a JPEG of more than MAX_JPEG_SCANS scans.
     """
-    if data[:4] == b"\x89PNG":
-        whole = b"IEND" in data[-64:]
+    if data[:8] == PNG_MAGIC:
+        whole = _png_is_whole(data)
     else:
         whole = b"\xff\xd9" in data[-1024:]  # some cameras pad after the end mark
+        scans = data.count(b"\xff\xda")
+        if scans > MAX_JPEG_SCANS:
+            raise EqaError(
+                f"{where}: {scans} scans in one JPEG, {MAX_JPEG_SCANS} are possible; fetch or extract it again"
+            )
     if not whole:
         raise EqaError(f"{where}: this picture ends early; fetch or extract it again")
+
+
+def _png_is_whole(data: bytes) -> bool:
+    """Whether every chunk up to IEND lies within the data.
+
+    OpenCV takes memory for what a chunk claims before it looks for it: 57 bytes took 4.2 GB and 30 s.
+    """
+    at = len(PNG_MAGIC)
+    while at + 12 <= len(data):
+        length = int.from_bytes(data[at : at + 4], "big")
+        if data[at + 4 : at + 8] == b"IEND":
+            return at + 12 + length <= len(data)
+        at += 12 + length  # length, name, content, checksum
+    return False
 
 
 def decode_image(data: bytes, where: str) -> np.ndarray:

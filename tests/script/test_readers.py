@@ -24,6 +24,11 @@ from tests.lib import raw_data as raw
 ROOT = Path(__file__).resolve().parents[2]
 
 
+def progressive_jpeg() -> bytes:
+    picture = np.random.default_rng(7).integers(0, 256, (64, 96, 3), np.uint8)
+    return raw.cv2.imencode(".jpg", picture, [raw.cv2.IMWRITE_JPEG_PROGRESSIVE, 1])[1].tobytes()
+
+
 def _refusal(call, *args) -> str:
     with pytest.raises(EqaError) as refused:
         call(*args)
@@ -107,6 +112,22 @@ def test_a_picture_that_claims_too_many_pixels_is_refused_before_decoding(size):
     message = _refusal(decode_image, raw.png_claiming(*size), "frame")
     # a thin one is possible; it is only not what the file holds
     assert ("damaged" if size == (16384, 1) else f"claims {size[0]}x{size[1]} px") in message
+
+
+@pytest.mark.parametrize("claimed", [2**20, 2**31, 2**32 - 1])
+def test_a_png_part_that_claims_more_than_the_file_holds_is_refused_before_decoding(claimed):
+    whole = raw.encoded(1)
+    at = whole.index(b"IDAT") - 4
+    assert "ends early" in _refusal(decode_image, whole[:at] + struct.pack(">I", claimed) + whole[at + 4 :], "frame")
+
+
+def test_a_jpeg_of_hundreds_of_scans_is_refused_before_decoding():
+    whole = progressive_jpeg()
+    assert decode_image(whole, "frame").shape == (64, 96, 3)
+    last = whole.rindex(b"\xff\xda")
+    assert "101 scans" in _refusal(
+        decode_image, whole[:-2] + whole[last:-2] * (101 - whole.count(b"\xff\xda")) + whole[-2:], "frame"
+    )
 
 
 @given(st.binary(max_size=300), st.sampled_from([b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8", b"\xff\xd8\xff\xe1"]))

@@ -19,6 +19,7 @@ from scripts.lib.chat_client import SERVERS, ChatClient, Decoding, Message, defa
 from scripts.lib.cli import EXIT_USER_ERROR, one_line, path_argument
 from scripts.lib.config import load_yaml
 from scripts.lib.errors import EqaError
+from scripts.lib.readers import PNG_MAGIC, check_whole, image_size
 from scripts.lib.tokens import MARKS_PER_IMAGE, TEXT_ALLOWANCE, TOKEN_SIDE_PX, fitted_size
 
 OLLAMA_IMAGE_TOKENS = 1024 + MARKS_PER_IMAGE  # what Ollama reserves, whatever the size
@@ -44,6 +45,9 @@ def prepare_picture(path: Path, max_pixels: int) -> tuple[bytes, int]:
     import numpy as np
 
     data = path.read_bytes() if path.is_file() else read_image(path)
+    if data[:8] == PNG_MAGIC or data[:2] == b"\xff\xd8":
+        image_size(data, str(path))
+        check_whole(data, str(path))
     try:
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
     except cv2.error:  # more pixels than OpenCV takes

@@ -122,7 +122,12 @@ rule index_episodes:
             category="Data",
             labels={"what": "episodes"},
         ),
-        questions="results/index/questions.json",
+        questions=report(
+            "results/index/questions.json",
+            caption="../report/questions.rst",
+            category="Data",
+            labels={"what": "questions"},
+        ),
     log:
         "logs/index_episodes.log",
     resources:
@@ -228,7 +233,12 @@ rule join_frames:
         lock="uv.lock",
         shards=expand("results/frames/shards/{shard}.json", shard=SHARDS),
     output:
-        "results/frames/manifest.json",
+        report(
+            "results/frames/manifest.json",
+            caption="../report/frames.rst",
+            category="Data",
+            labels={"what": "frames"},
+        ),
     log:
         "logs/join_frames.log",
     resources:
@@ -301,9 +311,24 @@ rule build_sft:
         prompt=PROMPT,
     output:
         info="results/sft/dataset_info.json",
-        train="results/sft/train.json",
-        val="results/sft/val.json",
-        test="results/sft/test.json",
+        train=report(
+            "results/sft/train.json",
+            caption="../report/sft.rst",
+            category="Data",
+            labels={"what": "training samples"},
+        ),
+        val=report(
+            "results/sft/val.json",
+            caption="../report/sft.rst",
+            category="Data",
+            labels={"what": "validation samples"},
+        ),
+        test=report(
+            "results/sft/test.json",
+            caption="../report/sft.rst",
+            category="Data",
+            labels={"what": "test samples"},
+        ),
         budget=report(
             "results/sft/token_budget.json",
             caption="../report/token_budget.rst",
@@ -342,7 +367,12 @@ rule export_parquet:
         parts=expand("results/sft/{part}.json", part=["train", "val", "test"]),
         frames="results/frames/manifest.json",
     output:
-        "results/sft/parquet/manifest.json",
+        report(
+            "results/sft/parquet/manifest.json",
+            caption="../report/parquet.rst",
+            category="Data",
+            labels={"what": "Parquet"},
+        ),
     log:
         "logs/export_parquet.log",
     shell:

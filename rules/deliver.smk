@@ -109,7 +109,12 @@ rule prepare_ollama:
         verify="results/merged/verify.json",
         budget="results/sft/token_budget.json",
     output:
-        "results/ollama/Modelfile",
+        report(
+            "results/ollama/Modelfile",
+            caption="../report/modelfile.rst",
+            category="Delivery",
+            labels={"what": "Modelfile"},
+        ),
     log:
         "logs/prepare_ollama.log",
     params:

@@ -68,9 +68,14 @@ rule join_predictions:
             "results/predictions/{model}.jsonl",
             caption="../report/predictions.rst",
             category="Answers",
-            labels={"model": "{model}"},
+            labels={"model": "{model}", "what": "answers"},
         ),
-        facts="results/predictions/{model}.meta.json",
+        facts=report(
+            "results/predictions/{model}.meta.json",
+            caption="../report/prediction_facts.rst",
+            category="Answers",
+            labels={"model": "{model}", "what": "how they were made"},
+        ),
     log:
         "logs/join_predictions/{model}.log",
     wildcard_constraints:
@@ -97,9 +102,14 @@ rule predict_majority:
             "results/predictions/majority.jsonl",
             caption="../report/predictions_majority.rst",
             category="Answers",
-            labels={"model": "majority"},
+            labels={"model": "majority", "what": "answers"},
         ),
-        facts="results/predictions/majority.meta.json",
+        facts=report(
+            "results/predictions/majority.meta.json",
+            caption="../report/prediction_facts.rst",
+            category="Answers",
+            labels={"model": "majority", "what": "how they were made"},
+        ),
     log:
         "logs/predict_majority.log",
     resources:
@@ -187,7 +197,12 @@ rule export_openeqa:
         lock="uv.lock",
         predictions="results/predictions/{model}.jsonl",
     output:
-        "results/predictions/{model}.openeqa.json",
+        report(
+            "results/predictions/{model}.openeqa.json",
+            caption="../report/openeqa.rst",
+            category="Answers",
+            labels={"model": "{model}", "what": "official format"},
+        ),
     log:
         "logs/export_openeqa/{model}.log",
     wildcard_constraints:

@@ -26,6 +26,7 @@ from scripts.lib import checkpoints, llamafactory_args
 from scripts.lib.base_model import check_model_folder
 from scripts.lib.cli import entry, json_argument, path_argument
 from scripts.lib.config import canonical_json, check_types
+from scripts.lib.devices import locks_held
 from scripts.lib.errors import EqaError
 from scripts.lib.files import (
     atomic_folder,
@@ -324,6 +325,7 @@ def _launch(config: Mapping, run_dir: Path, devices: int) -> None:
         cwd=None,
         check=False,
         stdout=sys.stderr.fileno(),
+        pass_fds=locks_held(),
         env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))},
     )
     fault = run_dir / FAULT

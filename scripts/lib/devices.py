@@ -4,7 +4,8 @@
 
 Snakemake counts GPUs (`resources: gpu`) and does not choose them: two jobs on two devices would both take device 0. A
 device is taken by a lock on a file named after it; the lock is on the open file, so it ends with the process, killed or
-not. What CUDA_VISIBLE_DEVICES names is all there is to choose from; within a Slurm job it is Slurm's choice and stays.
+not. What CUDA_VISIBLE_DEVICES names is all there is to choose from; a Slurm job that needs all that Slurm chose for it
+keeps the choice.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from scripts.lib.errors import EqaError
 
 HIDDEN = ("", "-1", "NoDevFiles")  # values of CUDA_VISIBLE_DEVICES that show nothing
 PAUSE_S = 0.3  # between two looks at the locks; jobs of a GPU run for minutes
+HELD = "EQA_DEVICE_FDS"  # environment of a job: numbers of the open files that hold its locks
 
 
 @dataclass(frozen=True)
@@ -37,22 +39,27 @@ class Device:
     Attributes:
         name: what CUDA_VISIBLE_DEVICES takes for it.
         key: name of its lock: equal for all names of the device.
+        gpu: number of the GPU, as nvidia-smi counts; slices of one GPU share it.
     """
 
     name: str
     key: str
+    gpu: int = 0
 
 
 def parse_listing(text: str) -> list[Device]:
     """Devices of `nvidia-smi -L`, in its order; the slices of a GPU instead of the GPU where it is sliced."""
     found: list[Device] = []
+    number = 0
     for line in text.splitlines():
-        kind = re.match(r"\s*(GPU|MIG)\b.*UUID: ([\w./-]+)\)", line)
+        kind = re.match(r"\s*(GPU|MIG)\b(?: (\d+):)?.*UUID: ([\w./-]+)\)", line)
         if not kind:
             continue
-        if kind[1] == "MIG" and found and found[-1].name.startswith("GPU-"):
+        if kind[1] == "GPU":
+            number = int(kind[2] or 0)
+        elif found and found[-1].name.startswith("GPU-"):
             found.pop()
-        found.append(Device(kind[2], kind[2]))
+        found.append(Device(kind[3], kind[3], number))
     return found
 
 
@@ -65,14 +72,15 @@ def listing() -> list[Device]:
             if done.returncode == 0:
                 return parse_listing(done.stdout)
     files = [path for path in Path("/dev").glob("nvidia*") if path.name[6:].isdigit()]
-    return [Device(str(number), str(number)) for number in range(len(files))]
+    return [Device(str(number), str(number), number) for number in range(len(files))]
 
 
 def visible(environ: Mapping[str, str], machine: Sequence[Device]) -> list[Device]:
     """The devices to choose from.
 
     Args:
-        environ: CUDA_VISIBLE_DEVICES is read: numbers or UUIDs, as CUDA takes them, up to the first that is none.
+        environ: CUDA_VISIBLE_DEVICES is read: numbers or UUIDs, as CUDA takes them, up to the first that is none. A
+            number means a GPU; of one that is sliced CUDA then shows the first slice.
         machine: all devices, in order of their numbers.
     """
     wanted = environ.get("CUDA_VISIBLE_DEVICES")
@@ -83,15 +91,16 @@ def visible(environ: Mapping[str, str], machine: Sequence[Device]) -> list[Devic
     found: list[Device] = []
     for name in (part.strip() for part in wanted.split(",")):
         if name.isdigit():
-            if int(name) >= len(machine):
+            match = [device for device in machine if device.gpu == int(name)]
+            if not match:
                 break
-            device = Device(name, machine[int(name)].key)
+            device = Device(name, match[0].key, match[0].gpu)
         else:
             # a UUID may be shortened to what tells it from the others
             match = [device for device in machine if device.name.startswith(name)]
             if not name or len(match) != 1:
                 break
-            device = Device(name, match[0].key)
+            device = Device(name, match[0].key, match[0].gpu)
         if device.key not in [other.key for other in found]:
             found.append(device)
     return found
@@ -137,8 +146,9 @@ def take(devices: Sequence[Device], count: int, folder: Path) -> list[tuple[Devi
 def assign(count: int, environ: Mapping[str, str], machine: Sequence[Device], folder: Path) -> dict[str, str]:
     """Environment of a job with `count` devices of its own; waits until so many are free.
 
-    The locks are held by this process and by what it turns into. A machine without a GPU, and a job that wants none,
-    are left as they are; so is a choice that Slurm has made.
+    The locks are held by this process, by what it turns into, and by the children that get `locks_held()`. A machine without a
+    GPU, and a job that wants none, are left as they are; so is a Slurm job that wants no less than what Slurm chose.
+    In an allocation for several jobs (`salloc --gpus=2`, Snakemake inside) each takes its own of Slurm's devices.
 
     Raises:
         EqaError: the job wants more devices than there are.
@@ -147,7 +157,8 @@ def assign(count: int, environ: Mapping[str, str], machine: Sequence[Device], fo
     # the command is no part of the environment that this module runs in
     environment.pop("VIRTUAL_ENV", None)
     devices = visible(environ, machine)
-    if count < 1 or not devices or ("SLURM_JOB_ID" in environ and "CUDA_VISIBLE_DEVICES" in environ):
+    chosen = "SLURM_JOB_ID" in environ and "CUDA_VISIBLE_DEVICES" in environ
+    if count < 1 or not devices or (chosen and count >= len(devices)):
         return environment
     if count > len(devices):
         raise EqaError(
@@ -167,8 +178,32 @@ def assign(count: int, environ: Mapping[str, str], machine: Sequence[Device], fo
     for _, file in taken:
         os.set_inheritable(file, True)
     environment["CUDA_VISIBLE_DEVICES"] = ",".join(device.name for device, _ in taken)
+    environment[HELD] = ",".join(str(file) for _, file in taken)
+    if any(device.name.isdigit() for device, _ in taken):
+        # the locks count as nvidia-smi does; CUDA's own order begins with the fastest
+        environment["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
     print(f"devices: {environment['CUDA_VISIBLE_DEVICES']}", file=sys.stderr, flush=True)
     return environment
+
+
+def locks_held(environ: Mapping[str, str] | None = None) -> tuple[int, ...]:
+    """Open files of this job's device locks, for `pass_fds` of a child that works on the devices.
+
+    Python closes all files in a child otherwise: the child of a killed process would go on without the lock. (torchrun
+    starts its workers that way: they are not covered where torchrun alone is killed.)
+
+    Args:
+        environ: where `assign` wrote their numbers; this process's environment if left out.
+    Returns:
+        Those that are open here and are locks; () outside of such a job, as on another node of it.
+    """
+    found = []
+    for word in (os.environ if environ is None else environ).get(HELD, "").split(","):
+        with contextlib.suppress(OSError, ValueError, EqaError):
+            # the number may mean another file where this process was not started by the job itself
+            if Path(os.readlink(f"/proc/self/fd/{int(word)}")).parent == lock_folder().resolve():
+                found.append(int(word))
+    return tuple(found)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -92,9 +93,42 @@ def test_a_job_gets_as_many_devices_as_it_asks_for(machine: dict) -> None:
     assert told(machine, 0, CUDA_VISIBLE_DEVICES="1").stdout == "1\n"
 
 
-def test_slurm_s_choice_stays(machine: dict) -> None:
-    done = told(machine, 4, SLURM_JOB_ID="7", CUDA_VISIBLE_DEVICES="0,1")
+@pytest.mark.parametrize("count", [2, 4])  # 4: two nodes with two each
+def test_slurm_s_choice_stays_where_all_of_it_is_wanted(machine: dict, count: int) -> None:
+    done = told(machine, count, SLURM_JOB_ID="7", CUDA_VISIBLE_DEVICES="0,1")
     assert (done.returncode, done.stdout) == (0, "0,1\n")
+
+
+def test_jobs_in_one_slurm_allocation_share_no_device(machine: dict, tmp_path: Path) -> None:
+    """`salloc --gpus=2`, then a local Snakemake with two GPUs: each job has one of Slurm's two."""
+    inside = machine | {"SLURM_JOB_ID": "7", "CUDA_VISIBLE_DEVICES": "1,0"}
+    jobs = [start(inside, 1, tmp_path / "a")]
+    try:
+        first = wait_for(tmp_path / "a")
+        jobs.append(start(inside, 1, tmp_path / "b"))
+        assert {first, wait_for(tmp_path / "b")} == {"0", "1"}
+    finally:
+        for job in jobs:
+            os.killpg(job.pid, signal.SIGKILL)
+            job.wait()
+            job.stderr.close()
+
+
+def test_numbers_count_as_nvidia_smi_does(machine: dict) -> None:
+    """The locks go by nvidia-smi's order; CUDA would begin with the fastest GPU unless told otherwise."""
+    show = [*ASK, "1", *SHOW, 'echo "$CUDA_VISIBLE_DEVICES ${CUDA_DEVICE_ORDER-unset}"']
+    for shown, said in (("1", "1 PCI_BUS_ID\n"), ("GPU-ab", "GPU-ab unset\n")):
+        environ = machine | {"CUDA_VISIBLE_DEVICES": shown}
+        environ.pop("CUDA_DEVICE_ORDER", None)
+        done = subprocess.run(show, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=60)
+        assert done.stdout == said
+
+
+def test_a_number_means_a_gpu_also_after_one_that_is_sliced() -> None:
+    sliced = parse_listing(SLICED)
+    assert [device.gpu for device in sliced] == [0, 0, 1]
+    found = visible({"CUDA_VISIBLE_DEVICES": "1,0,2"}, sliced)
+    assert [(device.name, device.key) for device in found] == [("1", "GPU-bbbb-2"), ("0", "MIG-11-22")]
 
 
 def test_a_machine_without_gpu_is_left_as_it_is(machine: dict, tmp_path: Path) -> None:
@@ -167,6 +201,49 @@ def test_an_orphan_keeps_its_device(machine: dict, tmp_path: Path) -> None:
     finally:
         os.killpg(job.pid, signal.SIGKILL)
         job.stderr.close()
+
+
+MIDDLE = """
+import os, subprocess, sys
+from scripts.lib.devices import locks_held
+passed = locks_held() if sys.argv[2] == "passed" else ()
+worker = "import sys, time; print(1, file=open(sys.argv[1], 'w')); time.sleep(60)"
+subprocess.run([sys.executable, "-c", worker, sys.argv[1]], pass_fds=passed)
+"""
+
+
+@pytest.mark.parametrize(("how", "left"), [("passed", "GPU-abbb-2\n"), ("closed", "GPU-aaaa-1\n")])
+def test_a_grandchild_keeps_the_device_when_the_process_between_is_killed(
+    machine: dict, tmp_path: Path, how: str, left: str
+) -> None:
+    """As a trainer under train_adapter. `closed` is what subprocess does by itself: the device looks free."""
+    command = [*ASK, "1", "--", sys.executable, "-c", MIDDLE, str(tmp_path / "a"), how]
+    job = subprocess.Popen(command, cwd=ROOT, env=machine, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        wait_for(tmp_path / "a")
+        job.kill()
+        job.wait()
+        assert told(machine, 1).stdout == left
+    finally:
+        os.killpg(job.pid, signal.SIGKILL)
+        job.stderr.close()
+
+
+def test_only_locks_are_handed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices.tempfile, "gettempdir", lambda: str(tmp_path))
+    ((_, lock),) = take(PAIR, 1, devices.lock_folder())
+    other = os.open(tmp_path, os.O_RDONLY)
+    assert devices.locks_held({devices.HELD: f"{lock},{other},9999,x"}) == (lock,)
+    assert devices.locks_held({}) == ()
+    os.close(lock)
+    os.close(other)
+
+
+@pytest.mark.parametrize("file", ["scripts/train_adapter.py", "scripts/lib/engines/llamafactory_engine.py"])
+def test_whoever_starts_a_process_for_the_device_hands_the_lock_on(file: str) -> None:
+    calls = re.findall(r"subprocess\.(?:run|Popen)\((.*?)\n {0,12}\)\n", (ROOT / file).read_text(), flags=re.DOTALL)
+    assert calls
+    assert all("pass_fds=locks_held()" in call for call in calls)
 
 
 SNAKEFILE = """

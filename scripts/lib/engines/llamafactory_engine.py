@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from scripts.lib.devices import locks_held
 from scripts.lib.engines import llamafactory_predict
 from scripts.lib.engines.base import TUTORIAL, Question, Setup
 from scripts.lib.errors import EqaError
@@ -149,7 +150,15 @@ class LlamaFactoryEngine:
             environment["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
         command = [sys.executable, "-m", llamafactory_predict.__name__, str(recipe)]
         with journal.open("wb") as out:
-            done = subprocess.run(command, stdout=out, stderr=subprocess.STDOUT, env=environment, cwd=ROOT, check=False)
+            done = subprocess.run(
+                command,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                cwd=ROOT,
+                check=False,
+                pass_fds=locks_held(),
+            )
         if done.returncode:
             tail = " ".join(journal.read_text(encoding="utf-8", errors="replace")[-TAIL:].split())
             raise EqaError(f"{journal}: LLaMA-Factory ended with status {done.returncode}: ...{tail}")

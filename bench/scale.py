@@ -82,7 +82,7 @@ def copy_project(folder: Path, source: Path, shards: int) -> None:
     config["data"] |= {"source": str(source), "demo_episodes": 0}
     if "frames_remote" in config["data"]:
         config["data"]["frames_remote"] = "unshared"
-    config["report"]["frames"] = "link"
+    config["report"] |= {"frames": "link", "dvc_remote": "unshared"}
     config["frames"]["shards"] = shards
     recipe.write_text(yaml.safe_dump(config))
 

@@ -193,10 +193,11 @@ def _check_storage(config: Mapping) -> None:
             'config: data.frames_remote="" would push real frames to the default DVC remote; set it to unshared, or to a remote '
             "that only licensees can read"
         )
-    if data["source"] and report["frames"] == "embed" and not report["dvc_remote"]:
+    if data["source"] and report["frames"] != "none" and not report["dvc_remote"]:
+        # embedded or beside the page, the pictures lie in the DVC out results/report
         raise EqaError(
-            'config: report.dvc_remote="" would push a page that embeds real frames (report.frames=embed) to the default DVC '
-            "remote; set it to unshared, or report.frames to link"
+            f'config: report.dvc_remote="" would push the real frames of the report (report.frames={report["frames"]}) to the '
+            "default DVC remote; set it to unshared, or to a remote that only licensees can read, or report.frames to none"
         )
 
 

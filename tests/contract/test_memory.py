@@ -37,7 +37,7 @@ def large(tmp_path_factory):
     recipe = clone / "config/config.yaml"
     config = yaml.safe_load(recipe.read_text())
     config["data"] |= {"source": str(source), "frames_remote": "unshared"}
-    config["report"] |= {"frames": "link"}
+    config["report"] |= {"frames": "link", "dvc_remote": "unshared"}
     recipe.write_text(yaml.safe_dump(config))
     for shard in ("0000", "0001"):
         sized(clone / f"results/frames/shards/{shard}.json", 20 * MB)

@@ -4,7 +4,8 @@ Each Snakemake of this project shares a system lock for as long as it lives. Who
 alive, so what lies in .snakemake/locks was left by a killed one and is taken away: the same command then goes on, without
 `snakemake --unlock`. Where that cannot be known, nothing is touched and Snakemake says itself that the folder is locked:
 a Snakemake of another machine in the same folder, a file system without such locks, or a job of the killed run that still
-writes. Training and prediction have locks of their own and may be waited for (scripts/lib/checkpoints.py).
+writes, here or on a node of Slurm's. Training and prediction on this machine have locks of their own and may be waited for
+(scripts/lib/checkpoints.py).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import fcntl
 import os
 import platform
 import re
+import subprocess
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -21,6 +23,7 @@ from pathlib import Path
 from scripts.lib.files import remove
 
 WAITED_FOR = ("scripts.train_adapter", "scripts.lib.trainer", "scripts.lib.slurm_node", "scripts.predict")
+SQUEUE_S = 10.0  # patience with a controller that does not answer
 _MODULE = re.compile(rb"\0-m\0(scripts\.[a-z_.]+)(?=\0)")
 _HELD: list[int] = []  # stays open while this process lives
 
@@ -43,6 +46,21 @@ def jobs_alive(folder: Path, proc: Path = Path("/proc")) -> list[tuple[int, str]
         if named:
             found.append((int(process.name), named[-1].decode()))
     return sorted(found)
+
+
+def slurm_jobs(folder: Path) -> list[str]:
+    """Ids of this user's Slurm jobs, waiting or running, whose working folder is `folder`; not the one we are in.
+
+    [] where there is no Slurm, or none that answers within SQUEUE_S seconds: local runs do not depend on it.
+    """
+    command = ["squeue", "--noheader", f"--user={os.getuid()}", "--format=%i|%Z"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=SQUEUE_S, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    listed = [line.strip().partition("|") for line in done.stdout.splitlines()] if done.returncode == 0 else []
+    ours, here = os.environ.get("SLURM_JOB_ID", ""), folder.resolve()
+    return [job for job, _, place in listed if place and job != ours and Path(place).resolve() == here]
 
 
 def release(folder: Path, jobs: Iterable[tuple[int, str]] | None = None) -> str:
@@ -71,6 +89,11 @@ def release(folder: Path, jobs: Iterable[tuple[int, str]] | None = None) -> str:
                 said = f"a Snakemake of machine {elsewhere[0]} may be at work here; if not, remove {mine.with_name(elsewhere[0])}"
             elif alive:
                 said = f"process {alive[0][0]} ({alive[0][1]}) of a killed run still works here; wait for it or kill it"
+            elif submitted := slurm_jobs(folder):
+                said = (
+                    f"{len(submitted)} Slurm job(s) of a killed run may still write here; wait for their end or run "
+                    f"`scancel {' '.join(submitted)}`"
+                )
             else:
                 remove(locks)
                 said = "an earlier Snakemake was killed here; its lock is removed"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,58 @@ def test_lock_stays_where_another_machine_may_be_at_work(folder: Path) -> None:
     (folder / ".snakemake/running/other-machine").write_text("")
     stale_locks.forget()
     assert "removed" in stale_locks.release(folder)
+
+
+def squeue(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
+    """A stand-in for Slurm's program, first on the PATH; it keeps what it was asked."""
+    (folder / "bin").mkdir()
+    (folder / "bin/squeue").write_text(f'#!/bin/sh\necho "$*" > {folder}/bin/asked\n{script}\n')
+    (folder / "bin/squeue").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder / 'bin'}:{os.environ['PATH']}")
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+
+
+def test_lock_stays_while_slurm_jobs_of_the_killed_run_may_write(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    link = tmp_path_factory.mktemp("home") / "project"
+    link.symlink_to(folder)
+    squeue(folder, monkeypatch, f"echo '11|{folder}'; echo '12|{folder.parent}'; echo '13_4|{link}'")
+    said = stale_locks.release(folder)
+    assert "2 Slurm job(s)" in said
+    assert "`scancel 11 13_4`" in said
+    assert len(said.splitlines()) == 1
+    assert (folder / ".snakemake/locks/0.output.lock").exists()
+    assert f"--user={os.getuid()}" in (folder / "bin/asked").read_text()
+    stale_locks.forget()
+    (folder / "bin/squeue").write_text(f"#!/bin/sh\necho '12|{folder.parent}'\n")
+    assert "removed" in stale_locks.release(folder)
+
+
+def test_the_slurm_job_that_snakemake_itself_runs_in_is_no_obstacle(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    squeue(folder, monkeypatch, f"echo '11|{folder}'")
+    monkeypatch.setenv("SLURM_JOB_ID", "11")
+    assert "removed" in stale_locks.release(folder)
+
+
+@pytest.mark.parametrize("script", ["echo broken >&2; exit 1", "echo '11|'; echo; echo words", "sleep 30"])
+def test_a_slurm_that_does_not_answer_does_not_keep_the_lock(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, script: str
+) -> None:
+    squeue(folder, monkeypatch, script)
+    monkeypatch.setattr(stale_locks, "SQUEUE_S", 0.5)
+    began = time.monotonic()
+    assert "removed" in stale_locks.release(folder)
+    assert time.monotonic() - began < 5
+
+
+def test_slurm_is_not_asked_where_nothing_is_locked(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    squeue(folder, monkeypatch, f"echo '11|{folder}'")
+    (folder / ".snakemake/locks/0.output.lock").unlink()
+    assert stale_locks.release(folder) == ""
+    assert not (folder / "bin/asked").exists()
 
 
 def test_an_ended_one_leaves_no_mark_and_no_lock_means_no_word(folder: Path) -> None:

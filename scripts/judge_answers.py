@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import logging
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
@@ -20,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from scripts.lib import llm_match, openai_client
+from scripts.lib.addresses import is_local, public, read_key
 from scripts.lib.cli import entry, json_argument, path_argument
 from scripts.lib.config import canonical_json
 from scripts.lib.errors import EqaError
@@ -177,9 +177,11 @@ def run(args: argparse.Namespace) -> dict:
     logging.getLogger("httpx").setLevel(logging.WARNING)  # a line a request would bury ours
     judge = config["judge"]
     openai_client.endpoint(judge["url"], "judge.url")
-    key = os.environ.get(KEY_VARIABLE, "")
-    if not key and not openai_client.is_local(judge["url"]):
-        raise EqaError(f"{KEY_VARIABLE} is not set; export {KEY_VARIABLE}=... with the key of judge.url={judge['url']}")
+    key = read_key(KEY_VARIABLE)
+    if not key and not is_local(judge["url"]):
+        raise EqaError(
+            f"{KEY_VARIABLE} is not set; export {KEY_VARIABLE}=... with the key of judge.url={public(judge['url'])}"
+        )
     golds = read_gold(args.questions, args.split)
     predictions = read_predictions(args.predictions, [gold.question_id for gold in golds])
     prompts = read_prompts(args.prompts)

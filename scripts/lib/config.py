@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from scripts.lib.addresses import check_address
 from scripts.lib.errors import EqaError
 from scripts.lib.tokens import PROCESSOR_MIN_PIXELS, check_token_budget
 
@@ -169,6 +170,9 @@ def check_sense(config: Mapping) -> None:
     if model["source"] == "local" and not model["path"]:
         raise EqaError('config: model.source=local needs model.path, which is ""; name the folder of the base model')
     _check_storage(config)
+    for section in ("judge", "predict"):
+        if config[section]["url"]:
+            check_address(config[section]["url"], f"config: {section}.url")
     if config["deliver"]["llm_match"] and not config["judge"]["url"]:
         raise EqaError(
             'config: deliver.llm_match=true needs judge.url, which is ""; name the judge\'s endpoint or set it to false'

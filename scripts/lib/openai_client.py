@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import email.utils
-import ipaddress
 import json
 import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING
 
+from scripts.lib.addresses import check_address, hidden, is_local, public
 from scripts.lib.errors import EqaError
+
+if TYPE_CHECKING:
+    import httpx
 
 log = logging.getLogger(__name__)
 ATTEMPTS = 6
@@ -22,6 +25,7 @@ TIMEOUT_S = 120.0
 FIRST_TIMEOUT_S = 30.0  # of the question which models there are
 RETRIED_STATUS = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
 SHOWN_BODY = 200  # characters of a server's message that an error repeats
+LONGEST_REPLY = 2**20  # bytes; an answer has some hundred tokens, a list of models some hundred names
 
 
 @dataclass(frozen=True)
@@ -83,8 +87,8 @@ def chat(
         url: base address such as http://127.0.0.1:23333/v1, with or without /chat/completions.
         model: name that the server knows.
         messages: OpenAI chat messages.
-        key: bearer token; "" sends none.
-        timeout_s: of each attempt.
+        key: bearer token, as addresses.read_key gives it; "" sends none.
+        timeout_s: of each attempt, from its start to the reply's last byte.
         attempts: tries before giving up: on timeouts, broken connections, 429, 5xx and replies that are no chat reply.
         limit: shared by all callers that the server counts together.
         sleep: replaced in tests.
@@ -106,15 +110,13 @@ def chat(
         try:
             # a proxy from the environment must not see what is meant for this machine
             with httpx.Client(timeout=timeout_s, trust_env=not is_local(address), follow_redirects=False) as client:
-                response = client.post(address, json=body, headers=headers)
-            if response.status_code == 200:
-                return parse_reply(response.content)
-            fault = f"HTTP {response.status_code}: {_shown(response.text, key)}"
-            if response.status_code not in RETRIED_STATUS:
-                raise EqaError(
-                    f"{what}={_public(address)} refused the request: {fault}; {_advice(response.status_code, what)}"
-                )
-            asked_wait = retry_after(response.headers.get("retry-after", ""))
+                status, head, reply = _asked(client, "POST", address, headers, timeout_s, body)
+            if status == 200:
+                return parse_reply(reply)
+            fault = f"HTTP {status}: {_shown(reply.decode(errors='replace'), key)}"
+            if status not in RETRIED_STATUS:
+                raise EqaError(f"{what}={public(address)} refused the request: {fault}; {_advice(status, what)}")
+            asked_wait = retry_after(head.get("retry-after", ""))
         except httpx.TimeoutException:
             fault = f"no answer within {timeout_s:g} s"
         except httpx.TransportError as error:
@@ -123,9 +125,33 @@ def chat(
             fault = f"a reply that is no chat completion ({_shown(str(error), key)})"
         if attempt + 1 < attempts:
             wait = asked_wait if asked_wait is not None else min(FIRST_WAIT_S * 2**attempt, LONGEST_WAIT_S)
-            log.info("%s: %s; attempt %d of %d in %.1f s", _public(address), fault, attempt + 2, attempts, wait)
+            log.info("%s: %s; attempt %d of %d in %.1f s", public(address), fault, attempt + 2, attempts, wait)
             sleep(wait)
-    raise EqaError(f"{what}={_public(address)}: {fault}, {attempts} times; see that the server runs, then run again")
+    raise EqaError(f"{what}={public(address)}: {fault}, {attempts} times; see that the server runs, then run again")
+
+
+def _asked(
+    client: httpx.Client, method: str, address: str, headers: Mapping, timeout_s: float, body: object = None
+) -> tuple[int, Mapping[str, str], bytes]:
+    """(status, head, body) of one request.
+
+    Raises:
+        httpx.ReadTimeout: not whole within `timeout_s`; httpx's own limit is for each piece.
+        ValueError: more than LONGEST_REPLY bytes.
+    """
+    import httpx
+
+    end, parts, size = time.monotonic() + timeout_s, [], 0
+    # unpacked, a small reply can be of any size
+    with client.stream(method, address, json=body, headers={"Accept-Encoding": "identity", **headers}) as response:
+        for part in response.iter_bytes():
+            parts.append(part)
+            size += len(part)
+            if size > LONGEST_REPLY:
+                raise ValueError(f"over {LONGEST_REPLY} bytes")
+            if time.monotonic() > end:
+                raise httpx.ReadTimeout("the reply is not whole", request=response.request)
+        return response.status_code, response.headers, b"".join(parts)
 
 
 def models(url: str, key: str = "", what: str = "server") -> list[str]:
@@ -140,34 +166,24 @@ def models(url: str, key: str = "", what: str = "server") -> list[str]:
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     try:
         with httpx.Client(timeout=FIRST_TIMEOUT_S, trust_env=not is_local(address)) as client:
-            response = client.get(address, headers=headers)
-        response.raise_for_status()
-        return sorted(str(row["id"]) for row in response.json()["data"])
-    except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
+            status, _, reply = _asked(client, "GET", address, headers, FIRST_TIMEOUT_S)
+        if status != 200:
+            raise ValueError(f"HTTP {status}")
+        return sorted(str(row["id"]) for row in json.loads(reply)["data"])
+    except (httpx.HTTPError, ValueError, KeyError, TypeError, RecursionError) as error:
         fault = _shown(str(error) or type(error).__name__, key)
-        raise EqaError(f"{what}={_public(address)} lists no models: {fault}; see that the server runs") from None
+        raise EqaError(f"{what}={public(address)} lists no models: {fault}; see that the server runs") from None
 
 
 def endpoint(url: str, what: str = "url") -> str:
     """The address of chat completions under a base address.
 
     Raises:
-        EqaError: no http or https address.
+        EqaError: see `addresses.check_address`.
     """
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise EqaError(f"{what}={url}: no http address; write one such as http://127.0.0.1:23333/v1")
+    check_address(url, what)
     base = url.rstrip("/")
     return base if base.endswith("/chat/completions") else f"{base}/chat/completions"
-
-
-def is_local(url: str) -> bool:
-    """Whether the address is this machine's loopback."""
-    host = urlsplit(url).hostname or ""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def parse_reply(body: bytes) -> Reply:
@@ -216,17 +232,8 @@ def retry_after(header: str, now: float | None = None) -> float | None:
     return min(max(wait, 0.0), LONGEST_WAIT_S) if wait == wait else None
 
 
-def _public(address: str) -> str:
-    """The address without user name, password and query."""
-    parts = urlsplit(address)
-    host = parts.hostname or ""
-    host = f"[{host}]" if ":" in host else host
-    return f"{parts.scheme}://{host}{f':{parts.port}' if parts.port else ''}{parts.path}"
-
-
 def _shown(text: str, key: str) -> str:
-    text = " ".join(text.split())
-    return (text.replace(key, "***") if key else text)[:SHOWN_BODY]
+    return hidden(text, key)[:SHOWN_BODY]
 
 
 def _advice(status: int, what: str) -> str:

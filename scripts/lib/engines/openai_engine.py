@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from scripts.lib import openai_client
+from scripts.lib.addresses import public, read_key
 from scripts.lib.chat_client import Message, openai_content, read_image, split_prompt
 from scripts.lib.engines.base import TUTORIAL, Question, Setup
 from scripts.lib.errors import EqaError
@@ -35,7 +37,8 @@ class OpenaiEngine:
 
     def __init__(self, setup: Setup) -> None:
         self.predict = setup.config["predict"]
-        self.key = os.environ.get(KEY_VARIABLE, "")
+        self.key = read_key(KEY_VARIABLE)
+        logging.getLogger("httpx").setLevel(logging.WARNING)  # a line with the address for each request otherwise
         self.model = ""
         self.asked = 0
 
@@ -77,6 +80,6 @@ class OpenaiEngine:
         if len(names) != 1:
             listed = ", ".join(names[:5]) or "none"
             raise EqaError(
-                f"predict.url={self.predict['url']} serves {len(names)} models ({listed}); name one in {MODEL_VARIABLE}"
+                f"predict.url={public(self.predict['url'])} serves {len(names)} models ({listed}); name one in {MODEL_VARIABLE}"
             )
         return names[0]

@@ -34,9 +34,16 @@ $(UV):
 	    mkdir -p .tools/bin && ln -sf ../site/bin/uv .tools/bin/uv; \
 	fi
 
+# environments that a container lent (containers/enter.sh) lead nowhere outside of it: made anew
+LENT := find .venv envs/*/.venv -maxdepth 0 -xtype l
+ifneq ($(shell $(LENT) 2> /dev/null),)
+.PHONY: .tools/ready
+endif
+
 # one stamp for all: the locks decide
 .tools/ready: $(UV) $(LOCKS) pyproject.toml
 	@echo "setup: locked environments (first time: about 3.5 GB to download, 8 GB on disk)"
+	@$(LENT) -delete 2> /dev/null || true
 	@$(UV) sync --frozen --quiet --inexact --python "$(PYTHON)"
 	@UV_PYTHON="$(PYTHON)" PATH="$(ROOT)/.tools/bin:$$PATH" .venv/bin/python -m scripts.prepare_environments \
 	    --environment . --environment envs/train --environment envs/gguf > /dev/null

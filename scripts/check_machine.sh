@@ -18,4 +18,7 @@ free_mb=$(df -Pm . | awk 'NR == 2 {print $4}')
 if [ ! -e .tools/ready ] && [ "$free_mb" -lt 12000 ]; then
     fail "$free_mb MB free in $(pwd); the environments need 12000 MB: free some or clone elsewhere"
 fi
+# no reason to stop: only one verb loads it
+"$python" -c 'import ctypes; ctypes.CDLL("libgomp.so.1")' 2> /dev/null ||
+    echo "setup: libgomp.so.1 is missing; \`make serve SERVER=llamacpp\` needs Debian's package libgomp1, nothing else does" >&2
 exit 0

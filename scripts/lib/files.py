@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import glob
+import functools
 import hashlib
+import itertools
 import json
 import os
+import re
 import shutil
+import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import TextIO
@@ -17,6 +20,13 @@ from scripts.lib.errors import EqaError
 
 # Snakemake drops this into directory outputs; it is no content
 IGNORED_NAMES = frozenset({".snakemake_timestamp", ".gitignore"})
+# whether a process of another host or container still runs cannot be asked; what nobody touched for a day is nobody's
+FOREIGN_LEFTOVER_S = 24 * 3600
+# NAME, then place.process.run-number; NAME.process.part is of older versions, which did not say where
+_WRITER = re.compile(r"(?:([0-9a-f]{8})\.)?([0-9]{1,10})(?:\.([0-9a-f]{6})-[0-9]+)?(?:\.old)?\.part")
+_LONGEST_KEPT_NAME = 200  # bytes; file systems allow 255, and the writer's part of the name takes up to 50
+_RUN = os.urandom(3).hex()  # tells this process from an earlier one of its number, as in a container started again
+_numbers = itertools.count()
 
 
 def hash_file(path: Path, name: str) -> str:
@@ -59,16 +69,61 @@ def read_json(path: Path, what: str = "file", hook: Callable[[dict], object] | N
 
 
 def part_path(path: Path) -> Path:
-    """`path` + '.<process id>.part', after what ended processes left of the same file is removed.
+    """A new name beside `path`, NAME.PLACE.PROCESS.RANDOM-NUMBER.part, after what ended writers of it left is removed.
 
-    A killed Snakemake leaves its job running beside the next run's job for the same file: with one name for both, the
-    first to finish would publish what the other has written so far.
+    A killed Snakemake leaves its job running beside the next run's job for the same file, and containers that share a
+    volume have equal process numbers: with one name for two writers, the first to finish would publish what the other
+    has written so far. Writers of another place are believed alive until nothing of theirs changed for
+    FOREIGN_LEFTOVER_S.
     """
-    for other in path.parent.glob(f"{glob.escape(path.name)}.*.part"):
-        writer = other.name[len(path.name) + 1 : -len(".part")].removesuffix(".old")
-        if writer.isdecimal() and (int(writer) == os.getpid() or not is_alive(int(writer))):
-            remove(other)
-    return path.with_name(f"{path.name}.{os.getpid()}.part")
+    name = path.name
+    if len(os.fsencode(name)) > _LONGEST_KEPT_NAME:
+        name = hashlib.sha256(os.fsencode(name)).hexdigest()
+    start = f"{name}."
+    try:
+        beside = os.listdir(path.parent)
+    except PermissionError:  # a folder that may be written but not listed
+        beside = []
+    for other in beside:
+        writer = other.startswith(start) and other.endswith(".part") and _WRITER.fullmatch(other, len(start))
+        if writer and _has_ended(*writer.groups(), path.with_name(other)):
+            remove(path.with_name(other))
+    return path.with_name(f"{start}{_place()}.{os.getpid()}.{_RUN}-{next(_numbers)}.part")
+
+
+def _has_ended(place: str | None, pid: str, run: str | None, left: Path) -> bool:
+    """Whether the process that wrote a .part file or folder will not go on with it."""
+    if place != _place():
+        return time.time() - _last_change(left) > FOREIGN_LEFTOVER_S
+    if int(pid) == os.getpid():
+        return run != _RUN  # else another thread's
+    return not is_alive(int(pid))
+
+
+@functools.cache
+def _place() -> str:
+    """8 hex digits for where a process number means one process: the host, since its start, and the container."""
+    words = [os.uname().nodename]
+    with contextlib.suppress(OSError):  # no Linux, or no /proc: the host's name alone
+        words.append(os.readlink("/proc/self/ns/pid"))
+        words.append(Path("/proc/sys/kernel/random/boot_id").read_text())
+    return hashlib.sha256("\n".join(words).encode()).hexdigest()[:8]
+
+
+def _last_change(path: Path) -> float:
+    """Seconds since 1970 of the newest change under a path; now where it is gone.
+
+    By ctime: files that are copied or fetched may bear old times.
+    """
+    try:
+        newest = os.lstat(path).st_ctime
+    except OSError:
+        return time.time()
+    for here, folders, names in os.walk(path):
+        for name in (*folders, *names):
+            with contextlib.suppress(OSError):
+                newest = max(newest, os.lstat(os.path.join(here, name)).st_ctime)
+    return newest
 
 
 def is_alive(pid: int) -> bool:

@@ -30,7 +30,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from scripts.lib.errors import EqaError
-from scripts.lib.files import atomic_path, write_text
+from scripts.lib.files import atomic_path, part_path, write_text
 from scripts.lib.statcache import StatCache
 
 LOCK = Path("provenance.lock.json")
@@ -202,7 +202,7 @@ def write_record(key: str, record: dict) -> None:
     path = record_path(METADATA, key)
     path.parent.mkdir(parents=True, exist_ok=True)
     STATE.mkdir(parents=True, exist_ok=True)
-    part = STATE / f"record.{os.getpid()}.part"
+    part = part_path(STATE / "record")
     part.write_text(json.dumps(record), encoding="utf-8")
     part.chmod(0o664)
     os.replace(part, path)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+import time
 
 import pytest
 
-from scripts.lib.files import atomic_folder, atomic_path, folder_files
+from scripts.lib import files
+from scripts.lib.files import atomic_folder, atomic_path, folder_files, part_path
 
 OTHER = """
 import os, sys
@@ -78,14 +81,105 @@ def test_processes_that_swap_the_same_folder_at_once_all_end_well(tmp_path):
     assert folder_files(tmp_path / "x") == ["a"]
 
 
+def left_by(pid: int, name: str = "x", place: str = "", run: str = "0123ab") -> str:
+    """Name of a .part that a process left; of this place by default."""
+    return f"{name}.{place or files._place()}.{pid}.{run}-0.part"
+
+
+def ended_process() -> int:
+    done = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+    return int(done.stdout)
+
+
 def test_what_a_process_killed_between_the_two_renames_left_is_removed(tmp_path):
-    killed = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
-    for name in (f"x.{killed.stdout.strip()}.part", f"x.{killed.stdout.strip()}.old.part"):
+    part = left_by(ended_process())
+    for name in (part, part.replace(".part", ".old.part")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "a").write_text("left")
     with atomic_folder(tmp_path / "x") as part:
         (part / "a").write_text("whole")
     assert os.listdir(tmp_path) == ["x"]
+
+
+def test_what_an_earlier_process_of_our_number_left_is_removed_and_what_another_thread_writes_is_not(tmp_path):
+    (tmp_path / left_by(os.getpid())).write_text("of a container before its restart")
+    with atomic_path(tmp_path / "x") as one:
+        one.write_text("one")
+        with atomic_path(tmp_path / "x") as two:
+            two.write_text("two")
+            assert one.read_text() == "one"
+        assert (tmp_path / "x").read_text() == "two"
+    assert (tmp_path / "x").read_text() == "one"
+    assert os.listdir(tmp_path) == ["x"]
+
+
+@pytest.mark.parametrize("name", [left_by(7, place="00000000"), "x.7.part", "x.7.old.part"], ids=["other", "v1", "old"])
+def test_what_a_process_of_another_place_wrote_is_removed_only_after_a_day_without_change(tmp_path, monkeypatch, name):
+    (folder := tmp_path / name).mkdir()
+    (folder / "a").write_text("of a pod that may run or not")
+    for path in (folder / "a", folder):
+        os.utime(path, (1e9, 1e9))  # copied files bear old times
+    part_path(tmp_path / "x")
+    assert folder_files(folder) == ["a"]
+    now = time.time()
+    monkeypatch.setattr(files.time, "time", lambda: now + files.FOREIGN_LEFTOVER_S + 60)
+    part_path(tmp_path / "x")
+    assert not folder.exists()
+
+
+# the first process of its namespace has number 1, whatever runs beside it
+POD = """
+import os, sys, time
+from pathlib import Path
+from scripts.lib.files import atomic_folder, atomic_path
+assert os.getpid() < 10, os.getpid()
+how, target, me = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
+with globals()[how](target) as part:
+    file = part / "a" if how == "atomic_folder" else part
+    with file.open("w") as stream:
+        stream.write(me * 1000)
+        stream.flush()
+        print("half", flush=True)
+        sys.stdin.readline()
+        stream.write(me * 1000)
+print("published", flush=True)
+"""
+
+
+def pods(how: str, target, count: int) -> list[subprocess.Popen]:
+    """Processes of equal number in namespaces of their own, as containers on one volume; each has written half."""
+    probe = ["unshare", "--fork", "--pid", "--mount-proc"]
+    if not shutil.which("unshare") or subprocess.run([*probe, "true"], capture_output=True).returncode:
+        pytest.skip("this machine does not let us make a process namespace (unshare --pid)")
+    started = []
+    for number in range(count):
+        command = [*probe, "--kill-child", sys.executable, "-c", POD, how, str(target), "ab"[number]]
+        started.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
+        assert started[-1].stdout.readline() == "half\n"
+    return started
+
+
+@pytest.mark.parametrize("how", ["atomic_path", "atomic_folder"])
+def test_two_containers_with_equal_process_numbers_publish_whole_files(tmp_path, how):
+    (tmp_path / "volume").mkdir()
+    target = tmp_path / "volume/x"
+    content = target / "a" if how == "atomic_folder" else target
+    first, second = pods(how, target, 2)
+    for pod, letter in ((first, "a"), (second, "b")):
+        assert pod.communicate("go\n")[0] == "published\n"
+        assert content.read_text() == letter * 2000
+    assert os.listdir(target.parent) == ["x"]
+
+
+def test_a_container_does_not_remove_what_a_process_outside_is_writing(tmp_path):
+    target = tmp_path / "x"
+    outside = other_writer("atomic_path", target)  # its number means nothing within the container
+    (pod,) = pods("atomic_path", target, 1)
+    assert pod.communicate("go\n")[0] == "published\n"
+    assert target.read_text() == "a" * 2000
+    outside.communicate("go\n")
+    assert outside.returncode == 0
+    assert target.read_text() == "other"
 
 
 READ_ONLY = """
@@ -136,7 +230,20 @@ def test_a_neighbour_with_a_longer_name_is_left_alone(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["x.json", "x.json.7x.part", "x.json.bak.part"]
 
 
-def test_the_part_file_of_the_longest_allowed_name_has_room(tmp_path):
-    with atomic_path(tmp_path / ("n" * 240)) as part:
+@pytest.mark.parametrize("name", ["n" * 255, "é" * 127, "n" * 200])
+def test_the_part_folder_of_the_longest_possible_name_has_room_for_the_longest_process_number(
+    tmp_path, monkeypatch, name
+):
+    with monkeypatch.context() as patch:
+        patch.setattr(files.os, "getpid", lambda: 2**22)
+        for _ in range(2):  # the second time there is an old folder to move aside
+            with atomic_folder(tmp_path / name) as part:
+                (part / "a").write_text("1")
+    assert os.listdir(tmp_path) == [name]
+    killed = other_writer("atomic_path", tmp_path / "gone" / name)
+    killed.kill()
+    killed.wait()
+    assert len(os.listdir(tmp_path / "gone")) == 1
+    with atomic_path(tmp_path / "gone" / name) as part:
         part.write_text("1")
-    assert os.listdir(tmp_path) == ["n" * 240]
+    assert os.listdir(tmp_path / "gone") == [name]

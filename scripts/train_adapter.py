@@ -205,6 +205,7 @@ def run(args: argparse.Namespace) -> dict:
     if device == "cpu" and config["train"]["precision"] == "fp16":
         raise EqaError("config: train.precision=fp16 needs a GPU, none is visible; set it to bf16 or fp32")
     llamafactory_args.check_distributed(config["train"]["distributed"], device == "cpu")
+    llamafactory_args.check_fsdp(config["train"], args.base.parent)
     nodes = config["train"]["nodes"]
     devices, _, _ = llamafactory_args.spread(
         config["train"]["batch_size"], config["train"]["gradient_accumulation"], found * nodes, nodes
@@ -270,6 +271,9 @@ def _train(
     if resume is not None:
         llama["resume_from_checkpoint"] = str(resume)
         log.info("going on from %s", resume)
+    else:
+        for name in ADAPTER_FILES:  # of a training whose checkpoints are gone: LLaMA-Factory would not start over them
+            remove(run_dir / name)
     if device == "cpu" and devices > 1:
         llama["ddp_backend"] = "gloo"
     if config["train"]["nodes"] > 1:
@@ -370,7 +374,7 @@ def _write_adapter(
         write_json(folder / "adapter_config.json", adapter)
         write_json(folder / "guards.json", read_json(run_dir / "guards.json"))
         recipe = _rendered(args, config, frames, devices, device)
-        write_text(folder / "train.yaml", llamafactory_args.to_yaml(recipe))
+        write_text(folder / "train.yaml", llamafactory_args.to_yaml(recipe, devices))
         if config["train"]["distributed"] == "zero2":
             write_json(folder / "zero2.json", llamafactory_args.ZERO2)
         extra = {key: facts[key] for key in ("steps", "best_step", "epochs")}

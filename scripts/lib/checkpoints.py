@@ -124,7 +124,7 @@ def held(path: Path, what: str, patience_s: float = -1) -> Iterator[None]:
     Args:
         path: lock file.
         what: what the lock guards, for the line.
-        patience_s: longest wait; -1 for ever. Unit: seconds.
+        patience_s: longest wait; 0 for none, -1 for ever. Unit: seconds.
     Raises:
         EqaError: still held after `patience_s`.
     """
@@ -137,7 +137,8 @@ def held(path: Path, what: str, patience_s: float = -1) -> Iterator[None]:
         lock.acquire(timeout=0)
     except Timeout:
         pid = _read(holder) or "unknown"
-        log.info("%s: process %s is still at it (%s); waiting for it, kill it to start over", what, pid, path)
+        if patience_s:
+            log.info("%s: process %s is still at it (%s); waiting for it, kill it to start over", what, pid, path)
         try:
             lock.acquire(timeout=patience_s, poll_interval=0.5)
         except Timeout:

@@ -30,18 +30,25 @@ _PARTS = (
     (LANGUAGE, re.compile(r"(^|\.)(language_model|lm_head)(\.|$)")),
 )
 _ADAPTER = re.compile(r"\.(lora_[A-Za-z_]+|modules_to_save)(\.|$)")
+_FSDP_MARK = "_fsdp_wrapped_module"  # a part of its own in a name, at any depth
 
 
 def part_of(name: str) -> str:
     """Which part of the model a module or parameter belongs to; "" for none."""
+    name = _without_mark(name)
     return next((part for part, pattern in _PARTS if pattern.search(name)), "")
 
 
 def plain_name(name: str) -> str:
     """A module's name as in the base model, without what PEFT, DDP and FSDP put around it."""
+    name = _without_mark(name)  # first: FSDP's mark stands before PEFT's prefix too
     for prefix in ("module.", "base_model.model."):
         name = name.removeprefix(prefix)
-    return name.replace("_fsdp_wrapped_module.", "").removesuffix(".base_layer")
+    return name.removesuffix(".base_layer")
+
+
+def _without_mark(name: str) -> str:
+    return ".".join(part for part in name.split(".") if part != _FSDP_MARK)
 
 
 def linear_modules(base_dir: Path) -> list[str]:
@@ -262,9 +269,15 @@ def _label_runs(labels: Sequence[int]) -> list[list[int]]:
     return runs
 
 
-def check_finite(name: str, value: float, step: int, run_dir: Path) -> None:
+def check_finite(name: str, value: float, step: int, run_dir: Path, precision: str = "") -> None:
     """A loss that is a number.
 
+    Args:
+        name: of the loss, for the message.
+        value: mean cross-entropy of answer tokens.
+        step: optimizer steps done with this one.
+        run_dir: folder of the run.
+        precision: config `train.precision`.
     Raises:
         EqaError: it is not; names the step and the checkpoint that is kept.
     """
@@ -276,8 +289,14 @@ def check_finite(name: str, value: float, step: int, run_dir: Path) -> None:
     kept = [folder for folder in checkpoints(run_dir) if (folder / COMPLETE).is_file()]
     last = f"the last good checkpoint is {kept[-1]}" if kept else "no checkpoint was written yet"
     raise EqaError(
-        f"{name} is {value} at step {step}; {last}. Lower train.learning_rate or train.max_grad_norm, then run again"
+        f"{name} is {value} at step {step}; {last}. Lower train.learning_rate or train.max_grad_norm"
+        f"{wider(precision)}, then run again"
     )
+
+
+def wider(precision: str) -> str:
+    """What else may help against a number that is none: fp16 ends at 65,504."""
+    return ", or set train.precision to bf16 or fp32" if precision == "fp16" else ""
 
 
 def check_loaded(model: torch.nn.Module, optimizer: object, train: Mapping, base_dir: Path) -> dict:

@@ -9,10 +9,12 @@ import ast
 import difflib
 import functools
 import importlib.util
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
 from scripts.lib.errors import EqaError
+from scripts.lib.files import read_json
 
 # config key (train.* unless dotted) -> LLaMA-Factory's argument, where the value is passed as it is
 PASSED = {
@@ -236,7 +238,9 @@ def spread(batch_size: int, accumulation: int, devices: int, nodes: int = 1) -> 
         nodes: machines that have equally many of them, and get equally many to do.
     Returns:
         (devices used, samples a device at once, accumulation), whose product is batch_size x accumulation.
-        Accumulation is shared first, then the batch; devices that leave a remainder stay idle.
+        Accumulation is shared first, then the batch; devices that leave a remainder stay idle. What a device takes at
+        once divides batch_size, so that neighbouring devices hold whole batches of the recipe at any moment
+        (scripts/lib/answer_loss.py wants that).
     Raises:
         EqaError: a step has no share for each node.
     """
@@ -248,7 +252,7 @@ def spread(batch_size: int, accumulation: int, devices: int, nodes: int = 1) -> 
             f"samples equally; raise train.batch_size to {nodes} or a multiple, or lower train.nodes"
         )
     share = total // used
-    at_once = max(n for n in range(1, min(batch_size, share) + 1) if share % n == 0)
+    at_once = math.gcd(batch_size, share)
     return used, at_once, share // at_once
 
 
@@ -338,6 +342,56 @@ def check_distributed(distributed: str, use_cpu: bool) -> None:
         )
 
 
+def check_fsdp(train: Mapping, base_dir: Path) -> None:
+    """Whether FSDP can share this base: it lays the weights of a layer end to end, so they have one type.
+
+    LLaMA-Factory stores 4-bit weights in the type that the steps compute in, and leaves norms and embeddings in the
+    base's own.
+
+    Args:
+        train: config `train`.
+        base_dir: folder of the base model.
+    Raises:
+        EqaError: 8 bits, or 4 bits with a base of another type than train.precision.
+    Source:
+        LLaMA-Factory 0.9.5 model_utils/quantization.py; torch 2.11 fsdp/_flat_param.py
+        "Must flatten tensors with uniform dtype".
+    """
+    if train["distributed"] != "fsdp" or not train["quantization_bit"]:
+        return
+    if train["quantization_bit"] != 4:
+        raise EqaError(
+            f"config: train.distributed=fsdp with train.quantization_bit={train['quantization_bit']}: FSDP shares 4-bit "
+            "layers only; set train.quantization_bit to 4, or train.distributed to ddp"
+        )
+    if train["precision"] == "fp32":
+        raise EqaError(
+            "config: train.distributed=fsdp with train.precision=fp32: 4-bit layers are then stored in 16 bits and "
+            "FSDP shares layers of one type only; set train.precision to bf16, or train.distributed to ddp"
+        )
+    there = base_dtype(base_dir)
+    short = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}.get(there, there)
+    if short != train["precision"]:
+        ways = f"train.precision to {short}, or " if short in ("bf16", "fp16") else ""
+        raise EqaError(
+            f"{base_dir}: its weights are {there}, and train.distributed=fsdp shares layers of one type only, "
+            f"train.precision={train['precision']}; use a base of that type, or set {ways}train.distributed to ddp"
+        )
+
+
+def base_dtype(base_dir: Path) -> str:
+    """The type that a base model is loaded in, as "bfloat16": what config.json says, else that of its first weight."""
+    config = read_json(base_dir / "config.json", "model configuration")
+    named = config.get("dtype") or config.get("torch_dtype")
+    if named:
+        return str(named).removeprefix("torch.")
+    from safetensors import safe_open
+
+    with safe_open(min(base_dir.glob("model*.safetensors")), "pt") as file:
+        kind = file.get_slice(min(file.keys())).get_dtype()
+    return {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}.get(kind, kind)
+
+
 def distributed_args(distributed: str, settings_dir: str) -> dict:
     """Arguments of one way to share the work; "ddp" is what LLaMA-Factory does without any."""
     if distributed == "zero2":
@@ -347,16 +401,16 @@ def distributed_args(distributed: str, settings_dir: str) -> dict:
     return {}
 
 
-# FSDP of a 4-bit base: the storage type equals the compute type (LLaMA-Factory sets it), layers are the unit
+# FSDP of a 4-bit base: the storage type equals the compute type (LLaMA-Factory sets it), layers are the unit. Each
+# process loads the whole base onto its own device first. Checkpoints hold whole tensors, accelerate's default
 FSDP = {
+    # for a model without adapters; PEFT puts a rule of its own in place: these layers by the model's own list, and
+    # each LoRA matrix by itself, which may then be float32
     "transformer_layer_cls_to_wrap": ["Qwen3VLTextDecoderLayer", "Qwen3VLVisionBlock"],
     "backward_prefetch": "backward_pre",
     "forward_prefetch": False,
     "use_orig_params": True,  # frozen and trained weights in one unit
-    "cpu_ram_efficient_loading": True,
     "sync_module_states": True,
-    "state_dict_type": "FULL_STATE_DICT",
-    "limit_all_gathers": True,
 }
 # "auto": transformers fills in the values of its own arguments
 ZERO2 = {
@@ -380,10 +434,18 @@ ZERO2 = {
 }
 
 
-def to_yaml(args: Mapping) -> str:
-    """The arguments as a file for `llamafactory-cli train`, sorted, equal bytes for equal arguments."""
+def to_yaml(args: Mapping, devices: int = 1) -> str:
+    """The arguments as a file for `llamafactory-cli train`, sorted, equal bytes for equal arguments.
+
+    Args:
+        args: of `render`.
+        devices: how many share a step.
+    """
     import yaml
 
     head = "# LLaMA-Factory recipe of this adapter; by hand, from the repository's root:\n"
-    head += "#   uv run --frozen --project envs/train llamafactory-cli train results/adapter/train.yaml\n"
+    start = "FORCE_TORCHRUN=1 " if "fsdp" in args or "deepspeed" in args else ""  # also for one device
+    head += f"#   {start}uv run --frozen --project envs/train llamafactory-cli train results/adapter/train.yaml\n"
+    head += f"# It starts a process for each visible GPU, and each takes the batch below, meant for {devices} device(s): show\n"
+    head += "# so many by CUDA_VISIBLE_DEVICES, or a step holds other samples than it did here.\n"
     return head + yaml.safe_dump(dict(args), sort_keys=True, default_flow_style=False, allow_unicode=True, width=1000)

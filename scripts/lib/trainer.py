@@ -7,26 +7,31 @@ train_adapter calls `train` for one device; for several, torchrun starts this mo
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import functools
 import json
 import logging
 import os
 import shutil
+import signal
 import sys
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from scripts.lib import checkpoints, guards
 from scripts.lib.errors import EqaError
-from scripts.lib.files import remove, write_json
+from scripts.lib.files import remove, write_json, write_text
+from scripts.lib.llamafactory_args import spread
 from scripts.lib.threads import one_thread
 from scripts.lib.vision_cache import check_unchanged, use_vision_cache
 
 log = logging.getLogger(__name__)
 FAULT = "fault.txt"  # what a child process has to say to train_adapter, one line
 _LITTLE_DISK = 64 * 2**20  # bytes; a write that failed with less than this free failed for want of space
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def quiet_environment(run_dir: Path, work_dir: Path) -> None:
@@ -49,19 +54,20 @@ def quiet_environment(run_dir: Path, work_dir: Path) -> None:
         os.environ.pop(name, None)
 
 
-def train(job: Mapping) -> None:
+def train(job: Mapping, patience_s: float = -1) -> None:
     """Run one training to its end, from a checkpoint if `job` names one.
 
     Args:
         job: {"args": LLaMA-Factory's arguments, "train": config train, "base_dir", "dataset_dir", "run_dir",
             "work_dir", "tokenized": folder of the tokenized data}.
+        patience_s: how long to wait for another trainer of this run; -1 for ever. Unit: seconds.
     Raises:
         EqaError: a guard tripped, the loss is not a number, memory or disk ran out.
     """
     run_dir = Path(job["run_dir"])
     quiet_environment(run_dir, Path(job["work_dir"]))
     first = int(os.environ.get("RANK", "0")) == 0
-    lock = checkpoints.held(run_dir / "trainer.lock", "training") if first else contextlib.nullcontext()
+    lock = checkpoints.held(run_dir / "trainer.lock", "training", patience_s) if first else contextlib.nullcontext()
     with lock, (run_dir / "trainer.log").open("a", encoding="utf-8") as noise, contextlib.redirect_stdout(noise):
         try:
             _run(job, run_dir)
@@ -76,7 +82,39 @@ def _run(job: Mapping, run_dir: Path) -> None:
     from llamafactory.train.tuner import run_exp
 
     transformers.utils.logging.disable_progress_bar()
-    run_exp(args=dict(job["args"]), callbacks=[make_callback(job, run_dir)])
+    whole_buffers = fsdp_buffers_in_float32() if job["train"]["distributed"] == "fsdp" else contextlib.nullcontext()
+    with whole_buffers:
+        run_exp(args=dict(job["args"]), callbacks=[make_callback(job, run_dir)])
+
+
+@contextlib.contextmanager
+def fsdp_buffers_in_float32() -> Iterator[None]:
+    """Let FSDP leave buffers as they are: accelerate would cast them to the steps' 16 bits.
+
+    A buffer of Qwen3-VL is the table of rotary frequencies; rounded to bfloat16 it turns far positions elsewhere, which
+    neither a training on one device nor the model that is served later does.
+
+    Source: accelerate 1.11.0 utils/dataclasses.py FullyShardedDataParallelPlugin.set_mixed_precision.
+    """
+    from accelerate.utils import FullyShardedDataParallelPlugin as Plugin
+
+    original = Plugin.set_mixed_precision
+    Plugin.set_mixed_precision = functools.partialmethod(original, buffer_autocast=True)
+    try:
+        yield
+    finally:
+        Plugin.set_mixed_precision = original
+
+
+def every_rank(value: Any) -> list:
+    """`value` of each process that trains, in order of rank; all of them have to ask, so it is a barrier too."""
+    from torch import distributed
+
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return [value]
+    found: list = [None] * distributed.get_world_size()
+    distributed.all_gather_object(found, value)
+    return found
 
 
 def explained(error: Exception, job: Mapping) -> Exception:
@@ -107,12 +145,14 @@ def out_of_memory_line(train_config: Mapping, args: Mapping, used_gib: float, ca
     """What does not fit and what would: the cheapest step first."""
     batch = args["per_device_train_batch_size"]
     size = train_config["batch_size"]
+    total = size * train_config["gradient_accumulation"]
+    devices = total // (batch * args["gradient_accumulation_steps"])
     what = f"GPU memory: train.batch_size={size} wants more than {used_gib:.1f} GiB, this card has {card_gib:.1f} GiB"
     if batch > 1:
-        other = (
-            f"train.batch_size={size // 2} with train.gradient_accumulation={train_config['gradient_accumulation'] * 2}"
-        )
-        return f"{what}; {other} makes the same steps in about half the memory"
+        shares = {n: spread(n, total // n, devices, train_config["nodes"])[1] for n in range(1, size) if total % n == 0}
+        fits = max(n for n, at_once in shares.items() if at_once <= batch // 2)
+        other = f"train.batch_size={fits} with train.gradient_accumulation={total // fits}"
+        return f"{what}; {other} puts {shares[fits]} samples on a device at once instead of {batch}, in the same steps"
     if not train_config["gradient_checkpointing"]:
         return f"{what}; train.gradient_checkpointing=true needs about a third"
     if not train_config.get("answer_only_loss", True):
@@ -143,6 +183,8 @@ def make_callback(job: Mapping, run_dir: Path) -> Any:
             config = job["train"]
             whole = config["distributed"] == "ddp"  # the others put their own optimizer around shards
             facts = guards.check_loaded(model, optimizer if whole else None, config, Path(job["base_dir"]))
+            if config["distributed"] == "fsdp":  # each rank sees its shard of them
+                facts["trained_parameters"] = sum(every_rank(facts["trained_parameters"]))
             if state.is_world_process_zero:
                 facts |= check_data(job, kwargs["processing_class"])
                 write_json(run_dir / "guards.json", facts)
@@ -156,7 +198,7 @@ def make_callback(job: Mapping, run_dir: Path) -> Any:
             if config.get("answer_only_loss"):
                 from scripts.lib.answer_loss import use_answer_only_loss
 
-                use_answer_only_loss(model)
+                use_answer_only_loss(model, config["batch_size"] // args.per_device_train_batch_size)
             self.collator = train_dataloader.collate_fn
             self.cache = keep_vision_features(job, model, self.collator, state.is_world_process_zero)
             model.register_forward_hook(self.watch_loss)
@@ -188,7 +230,7 @@ def make_callback(job: Mapping, run_dir: Path) -> Any:
             if "loss" not in (logs or {}):
                 return
             self.check_steps()
-            guards.check_finite("the training loss", float(logs["loss"]), state.global_step, run_dir)
+            self.check_finite("the training loss", float(logs["loss"]), state.global_step)
             if state.is_world_process_zero:
                 rate = self.steps_per_s(state)
                 left = (state.max_steps - state.global_step) / rate if rate else 0
@@ -201,7 +243,7 @@ def make_callback(job: Mapping, run_dir: Path) -> Any:
 
         def on_evaluate(self, args, state, control, metrics=None, **kwargs):
             if "eval_loss" in (metrics or {}):
-                guards.check_finite("the validation loss", float(metrics["eval_loss"]), state.global_step, run_dir)
+                self.check_finite("the validation loss", float(metrics["eval_loss"]), state.global_step)
                 if state.is_world_process_zero:
                     print(
                         f"step {state.global_step}/{state.max_steps} validation loss {metrics['eval_loss']:.4f}",
@@ -210,22 +252,37 @@ def make_callback(job: Mapping, run_dir: Path) -> Any:
                     )
 
         def on_save(self, args, state, control, model=None, **kwargs):
-            self.check_steps()
+            # each rank writes a part of a checkpoint (its random state, with FSDP and ZeRO more): nobody marks it before
+            # all have; and what is wrong on one rank ends all of them here, so that none waits for one that has left
+            faults = [fault for fault in every_rank(self.fault(model, state)) if fault]
+            if faults:
+                raise EqaError(faults[0])
             if not state.is_world_process_zero:
                 return
-            for name, weight in model.named_parameters():
-                if weight.requires_grad and not bool(torch.isfinite(weight).all()):
-                    raise EqaError(
-                        f"{name} is no number after step {state.global_step}; this checkpoint is not kept. "
-                        f"Lower train.learning_rate, then run again"
-                    )
             checkpoints.mark_complete(run_dir / f"checkpoint-{state.global_step}")
             checkpoints.rotate(run_dir, job["train"]["keep_checkpoints"])
+
+        def fault(self, model, state) -> str:
+            """What is wrong with this rank's losses or weights; "" for nothing."""
+            try:
+                self.check_steps()
+            except EqaError as error:
+                return str(error)
+            for name, weight in model.named_parameters():
+                if weight.requires_grad and not bool(torch.isfinite(weight).all()):
+                    return (
+                        f"{name} is no number after step {state.global_step}; this checkpoint is not kept. "
+                        f"Lower train.learning_rate{guards.wider(job['train']['precision'])}, then run again"
+                    )
+            return ""
 
         def check_steps(self) -> None:
             bad = int(self.first_bad)
             if bad >= 0:
-                guards.check_finite("the training loss", float("nan"), bad, run_dir)
+                self.check_finite("the training loss", float("nan"), bad)
+
+        def check_finite(self, name: str, value: float, step: int) -> None:
+            guards.check_finite(name, value, step, run_dir, job["train"]["precision"])
 
         # ---- after
 
@@ -237,6 +294,7 @@ def make_callback(job: Mapping, run_dir: Path) -> Any:
             guards.check_quantization(model, expected, config["quantization_bit"], config["double_quantization"])
             if self.cache:
                 check_unchanged(self.cache, model, self.collator, config["precision"])
+            used = every_rank(used_memory_mb())
             if not state.is_world_process_zero:
                 return
             rate = self.steps_per_s(state)
@@ -246,7 +304,7 @@ def make_callback(job: Mapping, run_dir: Path) -> Any:
                 "seconds": round(time.monotonic() - self.started, 2),
                 "resumed_from_step": self.began_step,
                 "vision_cache": self.cache.facts if self.cache else None,
-                **machine_facts(args.world_size),
+                **machine_facts(used),
             }
             write_json(run_dir / "speed.json", facts)
 
@@ -298,21 +356,34 @@ def check_data(job: Mapping, tokenizer: Any) -> dict:
     return facts
 
 
-def machine_facts(devices: int) -> dict:
-    """Device, peak memory and versions; of this machine and run, so in no artifact."""
+def used_memory_mb() -> dict[str, int]:
+    """The most that this process had at once: {"gpu": by torch's count, "rss"}. Unit: MiB."""
     import resource
+
+    import torch
+
+    gpu = torch.cuda.max_memory_allocated() // 2**20 if torch.cuda.is_available() else 0
+    return {"gpu": gpu, "rss": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024}
+
+
+def machine_facts(used: list[dict[str, int]]) -> dict:
+    """Device, peak memory and versions; of this machine and run, so in no artifact.
+
+    Args:
+        used: `used_memory_mb` of each rank.
+    """
     from importlib.metadata import version
 
     import torch
 
-    cuda = torch.cuda.is_available()
     names = ("torch", "transformers", "llamafactory", "peft", "accelerate", "bitsandbytes", "datasets")
     return {
-        "device": torch.cuda.get_device_name(0) if cuda else "cpu",
-        "devices": devices,
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "devices": len(used),
         "threads": torch.get_num_threads(),
-        "peak_gpu_mb": torch.cuda.max_memory_allocated() // 2**20 if cuda else 0,
-        "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        "peak_gpu_mb": max(rank["gpu"] for rank in used),
+        "peak_gpu_mb_each": [rank["gpu"] for rank in used],
+        "peak_rss_mb": max(rank["rss"] for rank in used),
         "versions": {name: version(name) for name in names},
     }
 
@@ -324,14 +395,28 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
+def end_with_launcher() -> None:
+    """Ask the kernel to end this process when torchrun ends, kill -9 included.
+
+    A rank without its launcher would hold its device and might wait half an hour for ranks that are gone. So where a
+    rank lives torchrun lives, and where torchrun lives rank 0 has the lock or is about to ask for it.
+    """
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
+    if os.getppid() == 1:  # it ended before the kernel was asked
+        sys.exit(1)
+
+
 def main() -> int:
     """One process of several, started by torchrun."""
+    end_with_launcher()
     job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="trainer: %(message)s")
     try:
-        train(job)
+        # no wait: train_adapter has waited, and its job says where to go on from; who has come in between (a torchrun
+        # whose train_adapter was killed while it started) has moved on from there
+        train(job, patience_s=0)
     except EqaError as error:
-        (Path(job["run_dir"]) / FAULT).write_text(str(error), encoding="utf-8")
+        write_text(Path(job["run_dir"]) / FAULT, str(error))
         return 2
     return 0
 

@@ -59,6 +59,7 @@ rule envs:
 
 onstart:
     # before the first job, and only if one is to run
+    refuse_endless_waiting()
     refuse_unmakeable()
     # once, before jobs: they run with --no-sync
     prepare_environments()

@@ -9,6 +9,7 @@ if workflow.basedir not in sys.path:
     sys.path.insert(0, workflow.basedir)
 
 from scripts.lib.cli import one_line
+from scripts.lib.cluster import check_accounting, gpus_a_node, placement
 from scripts.lib.config import canonical_json, check_config, select
 from scripts.lib.errors import EqaError
 from scripts.lib.files import read_manifest
@@ -114,8 +115,11 @@ def memory_of(mb, **per_mb):
     return needed
 
 
-def memory_of_model(mb, name="base"):
-    """`mb`, and the size of the model whose manifest is the input `name`: its weights pass through the job's memory."""
+def memory_of_model(mb, name="base", processes=1):
+    """`mb`, and the size of the model whose manifest is the input `name`: its weights pass through the job's memory.
+
+    Each of the `processes` that a job starts on a node has both.
+    """
 
     def needed(wildcards, input, attempt):
         os.stat(input[name])  # FileNotFoundError as in memory_of
@@ -124,20 +128,44 @@ def memory_of_model(mb, name="base"):
         with contextlib.suppress(EqaError):
             files = read_manifest(Path(input[name])).get("files", {})
             weights = sum(record["size"] for record in files.values())
-        return int(mb + weights / 1e6) * attempt
+        return int(mb + weights / 1e6) * processes * attempt
 
     return needed
+
+
+def set_resources(rule):
+    """What the profile or the command line sets of a rule's resources: {name: value}; an expression as its text."""
+    found = workflow.resource_settings.overwrite_resources.get(rule, {})
+    return {name: getattr(value, "raw", value) for name, value in found.items()}
+
+
+def training_gpus(nodes):
+    """GPUs of each of the training's nodes."""
+    with told_in_one_line():
+        return gpus_a_node(set_resources("train_adapter"), nodes)
 
 
 def refuse_unmakeable():
     """Stop before any job where a target is to be made that cannot be made on this machine, in one line.
 
-    A cluster's jobs see other machines than this one, so there each job speaks for itself.
+    A cluster's jobs see other machines than this one, so there each job speaks for itself; local rules run here as ever.
     """
-    if not (workflow.is_main_process and workflow.local_exec):
+    if not workflow.is_main_process:
         return
+    rules = {
+        job.rule.name
+        for job in workflow.dag.needrun_jobs()
+        if workflow.local_exec or workflow.is_local(job.rule)
+    }
     with told_in_one_line():
-        check_targets({job.rule.name for job in workflow.dag.needrun_jobs()}, config)
+        check_targets(rules, config)
+
+
+def refuse_endless_waiting():
+    """Stop before any job where Slurm's plugin would ask accounts that are not kept, in one line."""
+    if workflow.is_main_process and workflow.executor_plugin.name == "slurm":
+        with told_in_one_line():
+            check_accounting(workflow.executor_settings.status_command)
 
 
 def prepare_environments():

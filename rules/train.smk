@@ -1,12 +1,8 @@
 # QLoRA by LLaMA-Factory.
 NODES = config["train"]["nodes"]
-# For Slurm: a task and at least a GPU on each node. "mpi" makes the plugin start the job itself without srun, which the job
-# then uses; tasks_per_gpu=0 keeps it from asking for so many tasks a GPU.
-SEVERAL_NODES = (
-    {"nodes": NODES, "tasks": NODES, "tasks_per_gpu": 0, "mpi": "srun"}
-    if NODES > 1
-    else {}
-)
+# GPUs a node, the one number behind GPUs, CPUs and memory of the training: a process for each, or one without GPUs.
+GPUS = training_gpus(NODES)
+PROCESSES = max(1, GPUS)
 
 
 rule train_adapter:
@@ -43,11 +39,12 @@ rule train_adapter:
         "logs/train_adapter.log",
     benchmark:
         "benchmarks/train_adapter.tsv"
-    threads: 2
+    # Slurm and Kubernetes take them as CPUs of a node; profiles/default keeps them few. Loaders are processes of their own.
+    threads: PROCESSES * max(2, 1 + config["train"]["dataloader_workers"])
     resources:
-        **SEVERAL_NODES,
-        gpu=NODES,
-        mem_mb=memory_of_model(3500),
+        **placement(set_resources("train_adapter"), NODES, GPUS),
+        gpu=NODES * GPUS,
+        mem_mb=memory_of_model(3500, processes=PROCESSES),
     params:
         config=canonical("train", "vision"),
     shell:

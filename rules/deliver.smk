@@ -158,7 +158,7 @@ rule import_ollama:
         """
         uv run --frozen --no-sync python -m scripts.import_ollama \
             --merged {input.merged:q} --modelfile {input.modelfile:q} --gguf {input.gguf:q} --test {input.test:q} \
-            --config {params.config:q} --output {output:q} >{log:q} 2>&1
+            --config {params.config:q} --work-dir work/ollama --output {output:q} >{log:q} 2>&1
         """
 
 
@@ -195,13 +195,19 @@ rule bench_lmdeploy:
         """
 
 
+def imported_for(server):
+    """The record that names the model to ask an Ollama server for; nothing for the other servers."""
+    return ["results/ollama/import.json"] if server == "ollama" else []
+
+
 rule check_serving:
-    # 20 test questions to whatever is served, against results/predictions/tuned.jsonl. Asked for by name.
+    # 20 test questions to whatever is served, against results/predictions/tuned.jsonl. Asked for by name, then always run.
     input:
         code=code("check_serving"),
         lock="uv.lock",
         test="results/sft/test.json",
         predictions="results/predictions/tuned.jsonl",
+        imported=lambda wildcards: imported_for(wildcards.server),
     output:
         report(
             "results/serve/check_{server}.json",
@@ -213,9 +219,19 @@ rule check_serving:
         "logs/check_serving/{server}.log",
     params:
         config=canonical("serve", "predict"),
+        imported=lambda wildcards, input: (
+            ["--imported", input.imported[0]] if input.imported else []
+        ),
     shell:
         """
         uv run --frozen --no-sync python -m scripts.check_serving \
-            --server {wildcards.server:q} --test {input.test:q} --predictions {input.predictions:q} \
+            --server {wildcards.server:q} --test {input.test:q} --predictions {input.predictions:q} {params.imported:q} \
             --config {params.config:q} --output {output:q} >{log:q} 2>&1
         """
+
+
+# Whatever has been checked before: another model may be served now, of which no input tells. As by `-R check_serving`.
+if workflow.dag_settings is not None:
+    workflow.dag_settings.forcerun = frozenset(
+        {*workflow.dag_settings.forcerun, "check_serving"}
+    )

@@ -8,21 +8,23 @@ Without --question it is a conversation: one question a line, an empty line or C
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from scripts.build_sft import prompt_file
+from scripts.import_ollama import parse_version
 from scripts.lib import sharegpt
 from scripts.lib.chat_client import SERVERS, ChatClient, Decoding, Message, default_url, read_image
 from scripts.lib.cli import EXIT_USER_ERROR, one_line, path_argument
 from scripts.lib.config import load_yaml
 from scripts.lib.errors import EqaError
+from scripts.lib.ollama_folder import MIN_VERSION_GGUF, MOST_ENLARGED_TOKENS
 from scripts.lib.readers import PNG_MAGIC, check_whole, image_size
 from scripts.lib.tokens import MARKS_PER_IMAGE, TEXT_ALLOWANCE, TOKEN_SIDE_PX, fitted_size
 
-OLLAMA_IMAGE_TOKENS = 1024 + MARKS_PER_IMAGE  # what Ollama reserves, whatever the size
 # config predict.prompt -> what rules/data.smk gives to build_sft
 PROMPTS = {
     "short_answer": Path("config/prompts/short_answer.txt"),
@@ -86,6 +88,47 @@ def check_room(tokens: Sequence[int], context: int | None, answer: int) -> None:
     )
 
 
+def check_next_turn(used: int | None, context: int | None, answer: int) -> None:
+    """Whether one more question and answer fit behind the conversation so far.
+
+    Args:
+        used: tokens of all turns so far, as the server counted them; None where it does not.
+        context: of the server; None where it does not say.
+        answer: longest answer. Unit: tokens.
+    Raises:
+        EqaError: they do not fit.
+    """
+    if used is None or context is None or used + TEXT_ALLOWANCE + answer <= context:
+        return
+    raise EqaError(
+        f"the conversation holds {used} tokens, with {TEXT_ALLOWANCE} for the next question and {answer} for its answer "
+        f"more than the server's context of {context}; start a new one, or serve a longer context"
+    )
+
+
+def picture_costs(client: ChatClient, pictures: Sequence[tuple[bytes, int]]) -> list[int]:
+    """Tokens of each picture in the server's context: Ollama from 0.30 on enlarges small ones."""
+    costs = [tokens for _, tokens in pictures]
+    if client.server == "ollama" and costs and parse_version(client.version()) >= MIN_VERSION_GGUF:
+        return [max(tokens, MOST_ENLARGED_TOKENS + MARKS_PER_IMAGE) for tokens in costs]
+    return costs
+
+
+def read_pictures(paths: Sequence[Path], max_pixels: int) -> list[tuple[bytes, int]]:
+    """`prepare_picture` of each.
+
+    Raises:
+        EqaError: a path that cannot be read, or no picture.
+    """
+    prepared = []
+    for path in paths:
+        try:
+            prepared.append(prepare_picture(path, max_pixels))
+        except OSError as error:
+            raise EqaError(f"{path}: {error.strerror}; name a picture that can be read") from None
+    return prepared
+
+
 def fill_prompt(name: str, question: str) -> str:
     """The question inside the prompt that the model was trained with; the bare question for name "".
 
@@ -98,42 +141,66 @@ def fill_prompt(name: str, question: str) -> str:
     return sharegpt.prompt_text(sharegpt.read_prompt(path), question)
 
 
+def as_text(line: str, where: str) -> str:
+    """`line` without white space around it.
+
+    Raises:
+        EqaError: bytes that are no UTF-8, which Python carries as surrogates and no request can.
+    """
+    try:
+        line.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise EqaError(
+            f"{where}: character {error.start + 1} of the question is no UTF-8 text; type it again, or set a UTF-8 locale"
+        ) from None
+    return line.strip()
+
+
 def questions(one: str | None) -> Iterator[str]:
-    """The one question, or lines from the terminal (or a pipe) until an empty one."""
+    """The one question, or lines from the terminal (or a pipe) until an empty one.
+
+    Raises:
+        EqaError: an empty --question; a question that is no UTF-8 text.
+    """
     if one is not None:
         if not one.strip():
             raise EqaError('--question "": a question is wanted')
-        yield one.strip()
+        yield as_text(one, "--question")
         return
     interactive = sys.stdin.isatty()
     while True:
         if interactive:
             print("> ", end="", file=sys.stderr, flush=True)
-        line = sys.stdin.readline()
+        try:
+            line = sys.stdin.readline()
+        except UnicodeDecodeError:
+            raise EqaError("standard input: a line of it is no UTF-8 text; convert it first (iconv)") from None
         if not line.strip():
             return
-        yield line.strip()
+        yield as_text(line, "standard input")
 
 
 def run(args: argparse.Namespace) -> None:
     """Ask and print the answer as it comes.
 
     Raises:
-        EqaError: no picture, too many of them, server down.
+        EqaError: no picture, too many of them, a conversation longer than the server's context, server down.
     """
     config = load_yaml(args.config)
     serve, predict = config["serve"], config["predict"]
     max_pixels = 0 if args.full_size else config["vision"]["image_max_pixels"]
-    pictures = [prepare_picture(path, max_pixels) for path in args.pictures]
+    pictures = read_pictures(args.pictures, max_pixels)
     decoding = Decoding(args.max_new_tokens or predict["max_new_tokens"], args.temperature, predict["seed"])
     url = args.url or default_url(args.server, serve["host"], serve["port"])
     prompt = "" if args.raw else predict["prompt"]
     with ChatClient(args.server, url, args.model or serve["model_name"]) as client:
         client.check()
-        each = [OLLAMA_IMAGE_TOKENS if args.server == "ollama" else tokens for _, tokens in pictures]
-        check_room(each, client.context_length(), decoding.max_new_tokens)
+        context = client.context_length()
+        check_room(picture_costs(client, pictures), context, decoding.max_new_tokens)
         turns: list[Message] = []
+        used: int | None = None
         for question in questions(args.question):
+            check_next_turn(used, context, decoding.max_new_tokens)
             # the pictures go with the first turn; later turns see them through the conversation
             images = [data for data, _ in pictures] if not turns else []
             turns.append(Message("user", fill_prompt(prompt, question), images))
@@ -143,6 +210,8 @@ def run(args: argparse.Namespace) -> None:
                 answer += piece
             print(flush=True)
             turns.append(Message("assistant", answer))
+            if client.prompt_tokens is not None:
+                used = client.prompt_tokens + (client.answer_tokens or 0)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -164,6 +233,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
+    with contextlib.suppress(AttributeError):  # half a surrogate pair in an answer, or a terminal that is not UTF-8
+        sys.stdout.reconfigure(errors="replace")
     try:
         run(args)
     except EqaError as error:

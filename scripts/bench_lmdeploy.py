@@ -21,7 +21,8 @@ from pathlib import Path
 from scripts.lib.chat_client import openai_content, sample_message
 from scripts.lib.cli import entry, json_argument, path_argument
 from scripts.lib.errors import EqaError
-from scripts.lib.files import atomic_path, check_manifest, disabled, read_json, write_json
+from scripts.lib.files import atomic_path, check_manifest, disabled, read_json, remove, write_json
+from scripts.lib.ollama_folder import check_shards
 from scripts.lib.progress import Progress
 from scripts.lib.serve_settings import lmdeploy_dtype, session_length
 
@@ -266,8 +267,10 @@ def run(merged: Path, test: Path, budget: Path, config: dict, output: Path, fram
     """
     if not config["deliver"]["lmdeploy"]:
         write_json(output, disabled("deliver.lmdeploy"))
+        remove(output.with_suffix(".png"))  # of an earlier recipe
         return {"status": "disabled"}
     check_manifest(merged)
+    check_shards(merged.parent)
     samples = read_json(test, "test part")
     if not samples:
         raise EqaError(f"{test}: no test question to ask; raise split.test")
@@ -282,6 +285,7 @@ def run(merged: Path, test: Path, budget: Path, config: dict, output: Path, fram
         settings,
         tokens.get("max_new_tokens", 128),
     )
+    remove(output.with_suffix(".png"))  # where it cannot be drawn, none is better than that of other numbers
     record = {"status": "measured", "settings": settings, "definitions": DEFINITIONS, **found}
     record["plot"] = output.with_suffix(".png").name if draw(record, output.with_suffix(".png")) else None
     write_json(output, record)

@@ -3,7 +3,8 @@ python -m scripts.check_serving --server llamacpp --test results/sft/test.json \
     --predictions results/predictions/tuned.jsonl --output results/serve/check_llamacpp.json --config \
     "$(python -c 'import json,yaml;c=yaml.safe_load(open("config/config.yaml"));print(json.dumps(c))')"
 
-Servers: ollama (OLLAMA_HOST), lmdeploy and llamacpp (serve.host, serve.port). Fails below serve.agreement.
+Servers: ollama (OLLAMA_HOST; --imported results/ollama/import.json names the model), lmdeploy and llamacpp (serve.host,
+serve.port). Fails below serve.agreement; the record of a failed check is work/serve/failed_check_SERVER.json.
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ from scripts.lib.answer_scores import token_f1
 from scripts.lib.chat_client import SERVERS, ChatClient, Decoding, default_url, sample_message
 from scripts.lib.cli import entry, json_argument, one_line, path_argument
 from scripts.lib.errors import EqaError
-from scripts.lib.files import read_json, read_jsonl, write_json
+from scripts.lib.files import is_disabled, read_json, read_jsonl, remove, write_json
 
 log = logging.getLogger("check_serving")
 QUESTIONS = 20
 OFFENDERS = 5
+FAILED = Path("work/serve")  # Snakemake deletes the output of a job that fails
 TEMPERATURES = {"greedy": 0.0, "tutorial": 0.2}
 
 
@@ -59,8 +61,64 @@ def compare(rows: Sequence[dict]) -> dict:
     }
 
 
+def variety(answers: Sequence[str]) -> dict:
+    """How much there is to compare: {"non_empty", "different"} of some answers, white space aside."""
+    said = [" ".join(answer.split()) for answer in answers]
+    return {"non_empty": sum(map(bool, said)), "different": len(set(said))}
+
+
+def check_variety(server: str, predictions: Path, predicted: dict, served: dict, count: int) -> None:
+    """Refuse a comparison that would agree whatever is served.
+
+    Args:
+        predictions: file of the predictions, for the message.
+        predicted, served: of `variety`.
+        count: answers of each.
+    Raises:
+        EqaError: most predictions are empty, or the server says one and the same to different questions.
+    """
+    if 2 * predicted["non_empty"] < count:
+        raise EqaError(
+            f"{predictions}: {count - predicted['non_empty']} of {count} predicted answers are empty, so agreement says "
+            "nothing about what is served; look at the training (results/report/index.html), then predict again"
+        )
+    if served["different"] == 1 < predicted["different"]:
+        raise EqaError(
+            f"{server} gives one and the same answer to all {count} questions, the predictions hold "
+            f"{predicted['different']} different ones; it serves another model, or does not see pictures and questions"
+        )
+
+
+def imported_model(record: Path | None, name: str) -> str:
+    """The model to ask an Ollama server for: the one that was imported, under its own tag.
+
+    Args:
+        record: results/ollama/import.json; None where the check is run by hand without it.
+        name: config serve.model_name, which may point at another model than ours.
+    Raises:
+        EqaError: no such record, or not one.
+    """
+    if record is None:
+        return name
+    value = read_json(record, "record of the import")
+    if is_disabled(value):
+        log.info("%s: the import is switched off (deliver.ollama); asking %s, whoever made it", record, name)
+        return name
+    model = value.get("model") if isinstance(value, dict) else None
+    if not isinstance(model, str):
+        raise EqaError(f"{record}: names no model; import again: snakemake --force {record}")
+    return model
+
+
 def run(
-    server: str, test: Path, predictions: Path, config: dict, output: Path, url: str = "", frames: Path | None = None
+    server: str,
+    test: Path,
+    predictions: Path,
+    config: dict,
+    output: Path,
+    url: str = "",
+    frames: Path | None = None,
+    imported: Path | None = None,
 ) -> dict:
     """Ask, compare, write.
 
@@ -69,56 +127,70 @@ def run(
         test: results/sft/test.json.
         predictions: results/predictions/tuned.jsonl.
         config: serve, predict.
-        output: results/serve/check_{server}.json; written also when the check fails.
+        output: results/serve/check_{server}.json, written where the check passes; the record of a failed one goes to
+            work/serve/failed_check_{server}.json.
         url: address, in place of the config's.
         frames: folder that the pictures are relative to; default results/frames beside results/sft.
+        imported: results/ollama/import.json, for Ollama.
     Raises:
-        EqaError: server down, a question without prediction, agreement below serve.agreement.
+        EqaError: server down, a question without prediction, nothing to compare, agreement below serve.agreement.
     """
     samples = read_json(test, "test part")
-    predicted = {row["question_id"]: row["prediction"] for row in read_jsonl(predictions, "predictions")}
+    known = {row["question_id"]: row["prediction"] for row in read_jsonl(predictions, "predictions")}
     chosen = choose(samples, QUESTIONS)
     if not chosen:
         raise EqaError(f"{test}: no test question to ask; raise split.test")
-    missing = sorted(s["question_id"] for s in chosen if s["question_id"] not in predicted)
+    missing = sorted(s["question_id"] for s in chosen if s["question_id"] not in known)
     if missing:
         raise EqaError(f"{predictions}: no prediction for question {missing[0]} of {test}; predict again")
     serve, predict = config["serve"], config["predict"]
     decoding = Decoding(predict["max_new_tokens"], TEMPERATURES[predict["decoding"]], predict["seed"])
     where = url or default_url(server, serve["host"], serve["port"])
+    model = imported_model(imported, serve["model_name"]) if server == "ollama" else serve["model_name"]
     rows = []
-    with ChatClient(server, where, serve["model_name"]) as client:
+    with ChatClient(server, where, model) as client:
         client.check()
         for number, sample in enumerate(chosen, 1):
             message = sample_message(sample, frames or test.parent.parent / "frames")
             served = client.ask([message], decoding).strip()
-            want = predicted[sample["question_id"]].strip()
+            want = known[sample["question_id"]].strip()
             rows.append({"question_id": sample["question_id"], "predicted": want, "served": served})
             log.info("%d of %d: %s", number, len(chosen), "same" if same(served, want) else "different")
+        digest = client.digest
     result = compare(rows)
+    said = {side: variety([row[side] for row in rows]) for side in ("predicted", "served")}
     passed = result["agreement"] >= serve["agreement"]
     record = {
         "server": server,
-        "model": serve["model_name"],
+        "model": model,
+        "digest": digest,
         "questions": len(rows),
         "decoding": predict["decoding"],
         "threshold": serve["agreement"],
         "passed": passed,
         **result,
+        **said,
         "answers": rows,
     }
-    write_json(output, record)
     same_count = round(result["agreement"] * len(rows))
     log.info("%s: %d of %d the same, token F1 %.1f", server, same_count, len(rows), result["token_f1"])
     for row in result["offenders"]:
         log.info(
             "  %s: predicted %r, served %r", *(one_line(row[k])[:120] for k in ("question_id", "predicted", "served"))
         )
-    if not passed:
-        raise EqaError(
-            f"{server} gives {same_count} of {len(rows)} answers as predicted: agreement {result['agreement']:g} < "
-            f"serve.agreement={serve['agreement']:g}; see {output} and the lines above, or lower serve.agreement"
-        )
+    failed = FAILED / f"failed_check_{server}.json"
+    remove(failed)
+    try:
+        check_variety(server, predictions, said["predicted"], said["served"], len(rows))
+        if not passed:
+            raise EqaError(
+                f"{server} gives {same_count} of {len(rows)} answers as predicted: agreement {result['agreement']:g} < "
+                f"serve.agreement={serve['agreement']:g}; see {failed} and the lines above, or lower serve.agreement"
+            )
+    except EqaError:
+        write_json(failed, {**record, "passed": False})
+        raise
+    write_json(output, record)
     return {"agreement": result["agreement"], "token_f1": result["token_f1"], "questions": len(rows)}
 
 
@@ -133,6 +205,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", type=path_argument, required=True, help="JSON to write")
     parser.add_argument("--url", default="", help="address of the server, in place of the config's")
     parser.add_argument(
+        "--imported", type=path_argument, help="for ollama: results/ollama/import.json, which names the model"
+    )
+    parser.add_argument(
         "--frames", type=path_argument, help="folder of the frames; default: frames beside the test part's"
     )
     return parser
@@ -140,7 +215,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     def door(a: argparse.Namespace) -> dict:
-        return run(a.server, a.test, a.predictions, a.config, a.output, a.url, a.frames)
+        return run(a.server, a.test, a.predictions, a.config, a.output, a.url, a.frames, a.imported)
 
     return entry("check_serving", build_parser, door, argv)
 

@@ -8,11 +8,13 @@ Writes model-f16.gguf and mmproj-f16.gguf (the vision part), model-q8_0.gguf, an
 from __future__ import annotations
 
 import argparse
+import contextlib
+import errno
 import logging
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from scripts.lib.cli import entry, json_argument, path_argument
@@ -22,6 +24,7 @@ from scripts.lib.ollama_folder import check_shards
 from scripts.lib.progress import track
 
 log = logging.getLogger("export_gguf")
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 MODEL, PROJECTOR = "model-f16.gguf", "mmproj-f16.gguf"
 
 
@@ -41,6 +44,26 @@ def check_disk(folder: Path, need: int) -> None:
             f"{folder}: {need / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free; free space or set "
             "deliver.gguf=false"
         )
+
+
+@contextlib.contextmanager
+def full_disk_told(output: Path) -> Iterator[None]:
+    """Tell of a disk that fills up while `output` is written.
+
+    numpy raises a bare OSError("N requested and M written") for a short write, without a number or a file.
+
+    Raises:
+        EqaError: the disk is full; names the folder.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in FULL or (error.errno is None and "requested and" in str(error)):
+            raise EqaError(
+                f"{output}: the disk is full or a file may not grow ({error.strerror or error}); free space and run again, "
+                "or set deliver.gguf=false"
+            ) from error
+        raise
 
 
 def check_metadata(path: Path, strings: dict[str, str], folder: Path) -> None:
@@ -69,7 +92,7 @@ def run(merged: Path, config: dict, output: Path) -> dict:
         config: deliver.gguf.
         output: results/gguf.
     Raises:
-        EqaError: a missing or broken shard, no space, a tokenizer that llama.cpp does not know.
+        EqaError: a missing or broken shard, no space before or in the middle, a tokenizer that llama.cpp does not know.
     """
     if not config["deliver"]["gguf"]:
         with atomic_folder(output) as part:
@@ -83,7 +106,7 @@ def run(merged: Path, config: dict, output: Path) -> dict:
     from scripts.lib.gguf_convert import Quantizer, convert, describe, quantize_q4_k_m
 
     made = {}
-    with atomic_folder(output) as part:
+    with full_disk_told(output), atomic_folder(output) as part:
         wanted = ((MODEL, "f16", False), (PROJECTOR, "f16", True), ("model-q8_0.gguf", "q8_0", False))
         for name, kind, projector in track(wanted, "files"):
             log.info("%s", name)

@@ -3,20 +3,22 @@ python -m scripts.import_ollama --merged results/merged/manifest.json --modelfil
     --gguf results/gguf/manifest.json --test results/sft/test.json --output results/ollama/import.json --config \
     '{"deliver":{"ollama":true},"serve":{"model_name":"NAME","ollama_quantize":""},"predict":{"max_new_tokens":16}}'
 
-The model is named NAME:<hash of what it is made of>, so nothing of the user's is replaced; NAME alone is pointed at it
-only where it is free or was ours. Nothing else on the server is removed.
+The model is named NAME:<hash of the files sent and of its settings>, so nothing of the user's is replaced; NAME alone is
+pointed at it only where it is free or was ours. Nothing else on the server is removed.
 Source of the requests: ollama v0.33.0-rc2 docs/api.md (create, push a blob, chat, version).
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import logging
 import re
-import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ from scripts.lib.chat_client import ChatClient, Decoding, ollama_url, sample_mes
 from scripts.lib.cli import entry, json_argument, path_argument
 from scripts.lib.config import canonical_json
 from scripts.lib.errors import EqaError
-from scripts.lib.files import check_manifest, disabled, is_disabled, read_json, sha256_file, write_json
+from scripts.lib.files import check_manifest, disabled, is_disabled, read_json, read_manifest, sha256_file, write_json
 from scripts.lib.ollama_folder import (
     LEAST_IMAGE_TOKENS,
     MIN_VERSION,
@@ -34,12 +36,17 @@ from scripts.lib.ollama_folder import (
     ollama_files,
     ollama_view,
 )
+from scripts.lib.progress import Progress
 from scripts.lib.readers import decode_image
+from scripts.lib.stopping import end_by_exception, undisturbed
 from scripts.lib.tokens import TOKEN_SIDE_PX
 from scripts.prepare_ollama import parse_modelfile
 
 log = logging.getLogger("import_ollama")
 PROJECTOR = "mmproj-f16.gguf"
+BLOCK = 2**20  # bytes of an upload between two looks at the clock
+# a server may end what it was creating after its client has gone; so long a stopped import waits for that. Unit: s
+LATE_S = 3.0
 DEVELOPMENT = (10**6, 0, 0)  # a server built from source without a version says 0.0.0
 
 
@@ -56,9 +63,34 @@ def parse_version(text: str) -> tuple[int, int, int]:
     return DEVELOPMENT if version == (0, 0, 0) else version
 
 
-def model_tag(merged_sha256: str, modelfile: str, quantize: str) -> str:
-    """Tag of the model on the server: 12 hex digits of what it is made of, so equal content is imported once."""
-    return hashlib.sha256(canonical_json([merged_sha256, modelfile, quantize]).encode()).hexdigest()[:12]
+@dataclass(frozen=True)
+class Way:
+    """One way of making the model on the server.
+
+    Attributes:
+        route: "safetensors" or "gguf".
+        model: name with tag.
+        files: name on the server -> file here.
+        digests: name on the server -> "sha256:...".
+        quantize: what the server is to make of the weights; "" leaves them.
+    """
+
+    route: str
+    model: str
+    files: Mapping[str, Path]
+    digests: Mapping[str, str]
+    quantize: str
+
+
+def model_tag(digests: Mapping[str, str], modelfile: str, quantize: str) -> str:
+    """Tag of the model on the server: 12 hex digits of what it is made of, so equal content is imported once.
+
+    Args:
+        digests: of the files that are sent.
+        modelfile: its text.
+        quantize: what the server is asked to make of the weights.
+    """
+    return hashlib.sha256(canonical_json([dict(digests), modelfile, quantize]).encode()).hexdigest()[:12]
 
 
 def routes_of(version: tuple[int, int, int], gguf: bool = True) -> list[str]:
@@ -144,9 +176,15 @@ class Server:
                 return False
         except httpx.HTTPError as error:
             raise EqaError(f"{self.url}: asking for a blob: {_short(error)}") from None
-        sent = self._try(f"uploading {path.name}", lambda: self._client.create_blob(path))
-        if sent != digest:
-            raise EqaError(f"{path}: changed while it was sent; run again")
+        self._try(
+            f"uploading {path.name}",
+            lambda: self._client._request_raw(
+                "POST",
+                f"/api/blobs/{digest}",
+                content=_blocks(path, digest),
+                headers={"Content-Length": str(path.stat().st_size)},
+            ),
+        )
         return True
 
     def create(self, request: dict) -> Iterator[str]:
@@ -171,6 +209,22 @@ class Server:
         self._try(f"naming {model} {name}", lambda: self._client.copy(model, name))
 
 
+def _blocks(path: Path, digest: str) -> Iterator[bytes]:
+    """The file's bytes for an upload, their progress shown.
+
+    Raises:
+        EqaError: other bytes than `digest`: the file has changed since it was looked at.
+    """
+    seen = hashlib.sha256()
+    with Progress(path.stat().st_size, "B", name=path.name) as progress, path.open("rb") as file:
+        while block := file.read(BLOCK):
+            seen.update(block)
+            if file.tell() >= progress.total and f"sha256:{seen.hexdigest()}" != digest:
+                raise EqaError(f"{path}: changed while it was sent; run again")
+            yield block
+            progress.update(len(block))
+
+
 def _short(error: Exception) -> str:
     text = str(getattr(error, "error", "") or error) or type(error).__name__
     return " ".join(text.split())[:300]
@@ -191,7 +245,6 @@ def gguf_request_files(gguf: Path, quantize: str) -> dict[str, Path]:
     manifest = read_json(gguf, "GGUF manifest")
     if is_disabled(manifest):
         return {}
-    check_manifest(gguf, deep=False)
     model = f"model-{quantize or 'f16'}.gguf"
     for name in (model, PROJECTOR):
         if name not in manifest["files"]:
@@ -200,36 +253,87 @@ def gguf_request_files(gguf: Path, quantize: str) -> dict[str, Path]:
                 f"{gguf.parent / name}: not made here, and this Ollama does not quantize GGUF files; "
                 f"serve.ollama_quantize can be {', '.join(have) or 'nothing'}, or empty for f16"
             )
-    return {name: gguf.parent / name for name in (model, PROJECTOR)}
+    files = {name: gguf.parent / name for name in (model, PROJECTOR)}
+    for path in files.values():
+        if not path.is_file():
+            raise EqaError(
+                f"{path}: listed in {gguf} but missing; `dvc checkout` or `snakemake --force {gguf}` brings it back"
+            )
+    return files
 
 
-def create_model(server: Server, model: str, files: dict[str, Path], settings: dict, quantize: str) -> dict[str, str]:
-    """Upload `files`, create `model`, show progress on stderr.
+def plan_ways(name: str, routes: Sequence[str], merged: Path, gguf: Path, modelfile: str, quantize: str) -> list[Way]:
+    """What each route would send, and under which name.
 
+    Args:
+        name: config serve.model_name.
+        routes: of `routes_of`, best first.
+        merged: results/merged/manifest.json, its files compared with it.
+        gguf: results/gguf/manifest.json.
+        modelfile: text of the Modelfile.
+        quantize: config serve.ollama_quantize.
     Returns:
-        File name -> "sha256:..." digest.
+        At least one; a second way that cannot be gone is left out.
+    Raises:
+        EqaError: the only way cannot be gone: no such quantization, a file that is missing or differs.
+    """
+    ways = []
+    for route in routes:
+        try:
+            if route == "safetensors":
+                records = read_manifest(merged).get("files", {})
+                files = {file: merged.parent / file for file in ollama_files(merged.parent)}
+                # compared already; others lie in the folder without being listed
+                known = {file: records[file]["sha256"] for file in files if file in records}
+                asked = quantize
+            else:
+                files, known, asked = gguf_request_files(gguf, quantize), {}, ""
+            digests = {file: f"sha256:{known.get(file) or sha256_file(path)}" for file, path in sorted(files.items())}
+            if route == "gguf":
+                check_digests(gguf, digests)
+        except EqaError as error:
+            if len(routes) == 1:
+                raise
+            log.info("%s", error)
+            continue
+        ways.append(Way(route, f"{name}:{model_tag(digests, modelfile, asked)}", files, digests, asked))
+    return ways
+
+
+def check_digests(manifest: Path, digests: Mapping[str, str]) -> None:
+    """Raises EqaError where a file is another than its manifest says."""
+    records = read_manifest(manifest)["files"]
+    for name, digest in digests.items():
+        if digest != f"sha256:{records[name]['sha256']}":
+            raise EqaError(
+                f"{manifest.parent / name}: differs from {manifest}; `dvc checkout` or `snakemake --force {manifest}` "
+                "makes it right"
+            )
+
+
+def create_model(server: Server, way: Way, settings: dict) -> None:
+    """Upload the files, create the model, show progress on stderr.
+
     Raises:
         EqaError: any failure; a model that came into being is removed by the caller.
     """
-    digests = {}
-    for number, (name, path) in enumerate(sorted(files.items()), 1):
-        digests[name] = f"sha256:{sha256_file(path)}"
-        sent = server.push(path, digests[name])
+    for number, (name, path) in enumerate(sorted(way.files.items()), 1):
+        sent = server.push(path, way.digests[name])
         log.info(
             "file %d of %d: %s, %.1f MB%s",
             number,
-            len(files),
+            len(way.files),
             name,
             path.stat().st_size / 1e6,
             "" if sent else ", already there",
         )
     request = {
-        "model": model,
-        "files": digests,
+        "model": way.model,
+        "files": dict(way.digests),
         **{key: settings[key] for key in ("renderer", "parser", "template", "parameters") if settings.get(key)},
     }
-    if quantize:
-        request["quantize"] = quantize
+    if way.quantize:
+        request["quantize"] = way.quantize
     status = ""
     for line in server.create(request):
         if line != status:
@@ -237,9 +341,8 @@ def create_model(server: Server, model: str, files: dict[str, Path], settings: d
         status = line
     if status != "success":
         raise EqaError(
-            f"{server.url}: creating {model} ended with {status[:80]!r}, not 'success'; look into Ollama's log"
+            f"{server.url}: creating {way.model} ended with {status[:80]!r}, not 'success'; look into Ollama's log"
         )
-    return digests
 
 
 def picture_tokens(data: bytes) -> int:
@@ -265,41 +368,60 @@ def enlarged_pictures(version: tuple[int, int, int], said: str, images: Sequence
     )
 
 
-def create_by_routes(
-    server: Server, model: str, routes: Sequence[str], merged: Path, gguf: Path, settings: dict, quantize: str
-) -> str:
-    """Create the model by the first of `routes` that the server takes; which one that was.
+def create_first(server: Server, ways: Sequence[Way], settings: dict) -> Way:
+    """Create the model in the first of `ways` that the server takes; which one that was.
 
     Raises:
-        EqaError: of the last route, after all failed.
+        EqaError: of the last way, after all failed.
     """
-    for number, route in enumerate(routes, 1):
+    for number, way in enumerate(ways, 1):
         try:
-            if route == "safetensors":
-                create_model(server, model, {f: merged / f for f in ollama_files(merged)}, settings, quantize)
-            else:
-                create_model(server, model, gguf_request_files(gguf, quantize), settings, "")
-            return route
+            create_model(server, way, settings)
+            return way
         except EqaError as error:
-            if number == len(routes) or model in server.models():
+            if number == len(ways) or way.model in server.models():
                 raise
-            log.info("%s; trying %s", error, routes[number])
-    raise AssertionError("no route")  # routes_of gives at least one
+            log.info("%s; trying %s", error, ways[number].route)
+    raise AssertionError("no way")  # plan_ways gives at least one
 
 
-def point_name(server: Server, name: str, model: str, before: dict[str, str]) -> bool:
-    """Let `name` (without a tag) mean `model`, if it is free or meant one of our own tags; whether it does now."""
+def point_name(server: Server, name: str, model: str, before: Mapping[str, str], imported: Iterable[str]) -> bool:
+    """Let `name` (without a tag) mean `model`, if it is free or meant a model of ours; whether it does now.
+
+    Args:
+        before: name with tag -> digest of what was on the server.
+        imported: digests of what was imported from this folder, which may have lost their own tags since.
+    """
     latest = before.get(f"{name}:latest")
     ours = {digest for tag, digest in before.items() if re.fullmatch(rf"{re.escape(name)}:[0-9a-f]{{12}}", tag)}
-    if latest is not None and latest not in ours and latest != server.models().get(model):
-        log.info("%s:latest on the server is not ours and stays; the model is %s", name, model)
+    if latest is not None and latest not in ours.union(imported) and latest != server.models().get(model):
+        log.info(
+            "%s:latest on the server is not ours and stays; the model is %s. `ollama rm %s` frees the name",
+            name,
+            model,
+            name,
+        )
         return False
     server.copy(model, name)
     return True
 
 
+def read_imported(path: Path) -> list[str]:
+    """Digests of all that was imported from this folder; [] where nothing is known, which costs a name at most."""
+    with contextlib.suppress(EqaError, TypeError, KeyError):
+        return sorted(str(digest) for digest in read_json(path)["digests"])
+    return []
+
+
 def run(
-    merged: Path, modelfile: Path, gguf: Path, test: Path, config: dict, output: Path, frames: Path | None = None
+    merged: Path,
+    modelfile: Path,
+    gguf: Path,
+    test: Path,
+    config: dict,
+    output: Path,
+    frames: Path | None = None,
+    work: Path = Path("work/ollama"),
 ) -> dict:
     """Create, ask, record.
 
@@ -311,6 +433,7 @@ def run(
         config: deliver.ollama, serve.model_name, serve.ollama_quantize, predict.max_new_tokens.
         output: results/ollama/import.json.
         frames: folder that the test's pictures are relative to; default results/frames beside results/sft.
+        work: folder for imported.json, which remembers what was imported from here.
     Raises:
         EqaError: switched on and anything fails; a model that this run created is removed again.
     """
@@ -319,7 +442,8 @@ def run(
         return {"status": "disabled"}
     check_manifest(merged)
     view = ollama_view(merged.parent)
-    settings = parse_modelfile(modelfile.read_text(encoding="utf-8"), modelfile)
+    text = modelfile.read_text(encoding="utf-8")
+    settings = parse_modelfile(text, modelfile)
     samples = read_json(test, "test part")
     if not samples:
         raise EqaError(f"{test}: no test question to ask; raise split.test")
@@ -332,33 +456,41 @@ def run(
     routes = routes_of(version, not is_disabled(read_json(gguf, "GGUF manifest")))
     if version < MIN_VERSION_GGUF:
         check_engine(merged.parent)
+    ways = plan_ways(name, routes, merged, gguf, text, quantize)
     before = server.models()
-    model = f"{name}:{model_tag(sha256_file(merged), modelfile.read_text(encoding='utf-8'), quantize)}"
     enlarged = enlarged_pictures(version, version_text, message.images)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a stopped job removes its half-made model too
+    end_by_exception()  # so that a stopped job removes its half-made model too
     try:
-        if model in before:
-            log.info("%s is on the server already; only asking it", model)
-            route = routes[0]
+        # a server that refused the first way once would refuse it again
+        way = next((one for one in ways if one.model in before), None)
+        if way:
+            log.info("%s is on the server already; only asking it", way.model)
         else:
-            route = create_by_routes(server, model, routes, merged.parent, gguf, settings, quantize)
-        with ChatClient("ollama", server.url, model, timeout_s=3600) as client:
+            way = create_first(server, ways, settings)
+        with ChatClient("ollama", server.url, way.model, timeout_s=3600) as client:
             answer = client.ask([message], Decoding(config["predict"]["max_new_tokens"]))
             prompt_tokens = client.prompt_tokens
         if enlarged:
             log.info("%s", enlarged)
         if not answer.strip():
             why = enlarged or "look into Ollama's log"
-            raise EqaError(f"{server.url}: {model} answers with nothing; {why}")
-        named = point_name(server, name, model, before)
-    except BaseException:
-        _remove_created(server, model, before)
+            raise EqaError(f"{server.url}: {way.model} answers with nothing; {why}")
+        known = work / "imported.json"
+        imported = read_imported(known)
+        named = point_name(server, name, way.model, before, imported)
+        digest = server.models().get(way.model, "")
+        write_json(known, {"digests": sorted({*imported, digest})})
+    except BaseException as error:
+        with undisturbed():
+            late_s = 0.0 if isinstance(error, EqaError) else LATE_S
+            _remove_created(server, [one.model for one in ways if one.model not in before], late_s)
         raise
     record = {
         "status": "imported",
-        "model": model,
-        "name": name if named else model,
-        "route": route,
+        "model": way.model,
+        "digest": digest,
+        "name": name if named else way.model,
+        "route": way.route,
         "server_version": version_text,
         "quantize": quantize,
         "num_ctx": settings["parameters"].get("num_ctx"),
@@ -374,18 +506,24 @@ def run(
         },
     }
     write_json(output, record)
-    return {"model": model, "answer": answer.strip()[:80]}
+    return {"model": way.model, "answer": answer.strip()[:80]}
 
 
-def _remove_created(server: Server, model: str, before: dict[str, str]) -> None:
-    if model in before:
-        return
+def _remove_created(server: Server, models: Sequence[str], late_s: float) -> None:
+    """Delete those of `models` that are on the server, or get there within `late_s` seconds."""
+    deadline = time.monotonic() + late_s
     try:
-        if model in server.models():
-            server.delete(model)
-            log.info("removed %s, which this run had created", model)
+        while True:
+            there = server.models()
+            found = [model for model in models if model in there]
+            for model in found:
+                server.delete(model)
+                log.info("removed %s, which this run had created", model)
+            if found or time.monotonic() >= deadline:
+                return
+            time.sleep(0.2)
     except EqaError as error:  # the first error is the one to tell
-        log.info("%s may be left behind: %s", model, error)
+        log.info("%s may be left behind: %s", " or ".join(models), error)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -401,12 +539,24 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--frames", type=path_argument, help="folder of the frames; default: frames beside the test part's"
     )
+    parser.add_argument(
+        "--work-dir", type=path_argument, default=Path("work/ollama"), help="remembers what was imported from here"
+    )
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     def door(args: argparse.Namespace) -> dict:
-        return run(args.merged, args.modelfile, args.gguf, args.test, args.config, args.output, args.frames)
+        return run(
+            args.merged,
+            args.modelfile,
+            args.gguf,
+            args.test,
+            args.config,
+            args.output,
+            args.frames,
+            args.work_dir,
+        )
 
     return entry("import_ollama", build_parser, door, argv)
 

@@ -15,10 +15,11 @@ from pathlib import Path
 from scripts.lib.cli import entry, json_argument, path_argument
 from scripts.lib.errors import EqaError
 from scripts.lib.files import check_manifest, read_json, write_text
-from scripts.lib.ollama_folder import MIN_VERSION, ollama_view
+from scripts.lib.ollama_folder import MIN_VERSION, MOST_ENLARGED_TOKENS, ollama_view
+from scripts.lib.tokens import MARKS_PER_IMAGE
 
-# Ollama starts Qwen-VL with so many tokens a picture, whatever its size (measured: 8 frames exceed 8,192)
-OLLAMA_IMAGE_TOKENS = 1024 + 2
+# what Ollama from 0.30 on makes of a frame, whatever its size (measured: 8 frames exceed 8,192)
+OLLAMA_IMAGE_TOKENS = MOST_ENLARGED_TOKENS + MARKS_PER_IMAGE
 LEAST_CONTEXT = 8192
 TEMPERATURES = {"greedy": 0.0, "tutorial": 0.2}  # config predict.decoding
 STOPS = ("<|im_end|>", "<|endoftext|>")

@@ -22,13 +22,15 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from scripts.lib.chat_client import KEY_VARIABLE
+from scripts.lib.chat_client import KEY_VARIABLE, api_key, check_port_number, default_url
 from scripts.lib.cli import entry, path_argument
 from scripts.lib.config import load_yaml
 from scripts.lib.errors import EqaError
 from scripts.lib.files import check_manifest, is_disabled, read_json, read_manifest, write_text
 from scripts.lib.ollama_folder import check_shards
 from scripts.lib.serve_settings import lmdeploy_dtype, session_length
+from scripts.lib.stopping import die_with_parent, end_by_exception, undisturbed
+from scripts.prepare_environments import prepare
 
 log = logging.getLogger("serve")
 STATE = Path("work/serve")  # pid files
@@ -37,6 +39,7 @@ MODULES = {"lmdeploy": "scripts.lib.lmdeploy_server", "llamacpp": "scripts.lib.l
 ENVIRONMENTS = {"lmdeploy": ("envs/serve", "lmdeploy"), "llamacpp": ("envs/gguf", "xllamacpp")}
 LEAST_CONTEXT = 4096  # room for larger pictures than the recipe's; costs a CPU next to nothing
 STOP_S = 20.0
+THIS_MACHINE = ("127.0.0.1", "localhost", "::1")
 
 
 def lmdeploy_arguments(folder: Path, serve: Mapping, dtype: str, session: int) -> list[str]:
@@ -80,8 +83,10 @@ def llamacpp_arguments(folder: Path, quantization: str, serve: Mapping, context:
 def launcher(server: str) -> list[str]:
     """How to start Python with the server's packages: this one if it has them, else its locked environment by uv.
 
+    That environment is brought up to date here, so that a first download of gigabytes is no part of the server's start.
+
     Raises:
-        EqaError: neither.
+        EqaError: neither, or the environment cannot be made.
     """
     folder, package = ENVIRONMENTS[server]
     if importlib.util.find_spec(package):
@@ -91,18 +96,23 @@ def launcher(server: str) -> list[str]:
     )
     if not uv:
         raise EqaError(f"{package} is not installed here and there is no uv to set up {folder}; run `make setup`")
-    return [uv, "run", "--frozen", "--project", folder, "python"]
+    prepare(Path.cwd(), [folder])
+    return [uv, "run", "--frozen", "--no-sync", "--project", folder, "python"]
 
 
 def check_port(host: str, port: int) -> None:
     """Raises EqaError where somebody listens on the address already, or it is not this machine's."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a server that has just stopped is no hindrance
-        try:
+    try:
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(
+                socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
+            )  # a server that has just stopped is no hindrance
             probe.bind((host, port))
-        except OSError as error:
-            raise EqaError(f"{host}:{port}: {error.strerror}; free it, or set serve.port to another") from None
+    except OSError as error:
+        raise EqaError(f"{host}:{port}: {error.strerror}; free it, or set serve.port to another") from None
+    except UnicodeError:
+        raise EqaError(f"serve.host={host}: no host name; 127.0.0.1 is this machine alone") from None
 
 
 def healthy(url: str) -> bool:
@@ -121,16 +131,18 @@ def wait_healthy(process: subprocess.Popen, url: str, timeout_s: float, log_file
     Raises:
         EqaError: it ended or stayed silent.
     """
-    where = f"; its last lines in {log_file}: {tail(log_file)}" if log_file else "; its own lines above say why"
+
+    def where() -> str:
+        return f"; {log_file} ends with: {tail(log_file)}" if log_file else "; its own lines above say why"
+
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         if process.poll() is not None:
-            where = f"; {log_file} ends with: {tail(log_file)}" if log_file else where
-            raise EqaError(f"the server ended with exit code {process.returncode} before it was ready{where}")
+            raise EqaError(f"the server ended with exit code {process.returncode} before it was ready{where()}")
         if healthy(url):
             return
         time.sleep(0.2)
-    raise EqaError(f"{url} is not ready after {timeout_s:g} s{where}; raise --timeout-s or look there")
+    raise EqaError(f"{url} is not ready after {timeout_s:g} s{where()}; raise --timeout-s or look there")
 
 
 def tail(path: Path) -> str:
@@ -142,41 +154,48 @@ def tail(path: Path) -> str:
 
 
 def end(pid: int, patience_s: float = STOP_S) -> bool:
-    """Stop the process group `pid`: SIGTERM, then SIGKILL; whether SIGTERM was enough."""
-    for number, patience in ((signal.SIGTERM, patience_s), (signal.SIGKILL, 5.0)):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(pid, number)
-        deadline = time.monotonic() + patience
-        while time.monotonic() < deadline:
-            if not group_alive(pid):
-                return number == signal.SIGTERM
-            time.sleep(0.1)
+    """Stop the process group `pid`: SIGTERM, then SIGKILL; whether SIGTERM was enough. A second Ctrl-C changes nothing."""
+    with undisturbed():
+        for number, patience in ((signal.SIGTERM, patience_s), (signal.SIGKILL, 5.0)):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(pid, number)
+            deadline = time.monotonic() + patience
+            while time.monotonic() < deadline:
+                if not group_members(pid):
+                    return number == signal.SIGTERM
+                time.sleep(0.1)
     return False
 
 
-def group_alive(pid: int) -> bool:
-    """Whether the process group has a member that is no zombie."""
+def group_members(group: int) -> list[int]:
+    """Pids of the process group that are no zombies."""
     with contextlib.suppress(ChildProcessError):
-        os.waitpid(pid, os.WNOHANG)  # our own child would stay a zombie
-    return any(group == pid for group, state in _groups() if state not in "ZX")
+        os.waitpid(group, os.WNOHANG)  # our own child would stay a zombie
+    return [pid for pid, of, state in _processes() if of == group and state not in "ZX"]
 
 
-def _groups() -> Iterator[tuple[int, str]]:
+def _processes() -> Iterator[tuple[int, int, str]]:
+    """(pid, process group, state) of every process."""
     for entry_path in Path("/proc").iterdir():
         if entry_path.name.isdigit():
             with contextlib.suppress(OSError, ValueError, IndexError):
                 # after the name in brackets: state, parent, group
                 fields = (entry_path / "stat").read_text().rpartition(")")[2].split()
-                yield int(fields[2]), fields[0]
+                yield int(entry_path.name), int(fields[2]), fields[0]
 
 
 def recorded(server: str) -> int | None:
-    """Pid of the background server, if the process is still that server; a stale file is removed."""
+    """Process group of the background server, if any process of it is still that server; a stale file is removed.
+
+    The group, because the recorded process is uv's as a rule: where that is killed alone, its worker goes on serving.
+    """
     path = STATE / f"{server}.pid"
     with contextlib.suppress(OSError, ValueError):
-        pid = int(path.read_text())
-        if MODULES[server].encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
-            return pid
+        group = int(path.read_text())
+        for pid in group_members(group):
+            with contextlib.suppress(OSError):
+                if MODULES[server].encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
+                    return group
     path.unlink(missing_ok=True)
     return None
 
@@ -221,49 +240,71 @@ def command(args: argparse.Namespace, config: Mapping) -> list[str]:
     return [*launcher(args.server), "-m", MODULES[args.server], *extra]
 
 
+def address(args: argparse.Namespace, serve: Mapping) -> tuple[str, int]:
+    """(host, port) to listen on, by the options or the recipe; IPv6 without brackets.
+
+    Raises:
+        EqaError: no such port.
+    """
+    port = args.port or serve["port"]
+    check_port_number(port, "--port" if args.port else "serve.port")
+    return (args.host or serve["host"]).removeprefix("[").removesuffix("]"), port
+
+
 def run(args: argparse.Namespace) -> dict:
     """Start, wait until healthy, then stay (foreground) or return (background)."""
     if args.stop:
         return stop(args.server)
     config = load_yaml(args.config)
     serve = config["serve"] = {**config["serve"]}
-    serve["host"], serve["port"] = args.host or serve["host"], args.port or serve["port"]
+    serve["host"], serve["port"] = address(args, serve)
+    key = api_key()
     background = serve["background"] if args.background is None else args.background == "true"
     if (pid := recorded(args.server)) is not None:
         raise EqaError(f"{args.server} runs already in the background (pid {pid}); --stop ends it")
     words = command(args, config)
     check_port(serve["host"], serve["port"])
-    if serve["host"] not in ("127.0.0.1", "localhost", "::1") and not os.environ.get(KEY_VARIABLE):
+    if serve["host"] not in THIS_MACHINE and not key:
         log.info("%s is not this machine alone and %s is not set: everybody can ask", serve["host"], KEY_VARIABLE)
-    here = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(serve["host"], serve["host"])
-    url = f"http://{here}:{serve['port']}"
+    url = default_url(args.server, serve["host"], serve["port"])
     log.info("%s", shlex.join(words))
     log_file = LOGS / f"serve_{args.server}.log" if background else None
-    with contextlib.ExitStack() as stack:
-        out = None
-        if log_file:
-            log_file.parent.mkdir(parents=True, exist_ok=True)
-            out = stack.enter_context(log_file.open("w"))
-        # a group of its own: Ctrl-C reaches us alone, and ending the group ends uv and every worker
-        process = subprocess.Popen(words, stdout=out or sys.stderr, stderr=out, start_new_session=True)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    state = STATE / f"{args.server}.pid"
+    end_by_exception()
+    process = None
     try:
+        with contextlib.ExitStack() as stack:
+            out = None
+            if log_file:
+                log_file.parent.mkdir(parents=True, exist_ok=True)
+                out = stack.enter_context(log_file.open("w"))
+            process = subprocess.Popen(
+                words,
+                stdout=out or sys.stderr,
+                stderr=out,
+                # a group of its own: Ctrl-C reaches us alone, and ending the group ends uv and every worker
+                start_new_session=True,
+                # in the foreground it may not outlive us, not even where we are killed
+                preexec_fn=None if background else die_with_parent(),
+            )
+        if background:
+            write_text(state, f"{process.pid}\n")
         wait_healthy(process, url, args.timeout_s, log_file)
         print(
             f"serve: {serve['model_name']} at {url}/v1 ({args.server}); docs/serving.md shows how to ask",
             file=sys.stderr,
         )
         if background:
-            write_text(STATE / f"{args.server}.pid", f"{process.pid}\n")
             return {"url": url, "pid": process.pid, "log": str(log_file)}
         code = process.wait()
-    except KeyboardInterrupt:
-        clean = end(process.pid)
-        return {"url": url, "stopped": True, "clean": clean}
-    except BaseException:
-        end(process.pid)
+        raise EqaError(f"the server ended by itself with exit code {code}; its own lines above say why")
+    except BaseException as error:
+        clean = end(process.pid) if process else True
+        if background:
+            state.unlink(missing_ok=True)
+        if isinstance(error, KeyboardInterrupt):
+            return {"url": url, "stopped": True, "clean": clean}
         raise
-    raise EqaError(f"the server ended by itself with exit code {code}; its own lines above say why")
 
 
 def build_parser() -> argparse.ArgumentParser:

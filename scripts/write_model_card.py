@@ -14,6 +14,7 @@ from typing import Any
 from scripts.lib.cli import entry, path_argument
 from scripts.lib.errors import EqaError
 from scripts.lib.files import is_disabled, read_json, read_manifest, sha256_file, write_text
+from scripts.lib.ollama_folder import MIN_VERSION, NO_CONVERTER
 
 MODELS = ("base", "tuned", "blind", "majority")
 METRICS = {
@@ -28,6 +29,13 @@ METRICS = {
 # of the recipe: what made the weights. Places on a disk (data.source, model.path) are none of the reader's business
 RECIPE = ("train", "vision", "frames")
 MISSING = "n/a"
+PARTS = ("train", "val", "test")
+# what each kind of data is called in the card's front matter: (type, name)
+DATASETS = {
+    "real": ("open-eqa", "Open-EQA"),
+    "rendered": ("rendered-demo", "rendered demo"),
+    "mixed": ("open-eqa-and-rendered", "Open-EQA and rendered demo"),
+}
 
 
 def number(value: Any, digits: int = 1) -> str:
@@ -88,8 +96,47 @@ def category_rows(base: Mapping, tuned: Mapping) -> list[dict]:
     return rows
 
 
-def front_matter(base: Mapping, demo: bool, tuned: Mapping, name: str) -> str:
-    """YAML that huggingface.co reads at the top of a model card, with the scores as a model-index."""
+def kinds_of_parts(split: Mapping, questions: Mapping, config: Mapping) -> dict[str, dict[str, int]]:
+    """Where the questions of each part come from: part -> {"real": count, "rendered": count}.
+
+    The base model says nothing of it: a tiny base may be tested on real frames.
+
+    Args:
+        split: results/split/split.json.
+        questions: results/index/questions.json; {} where it is not at hand, then the recipe decides.
+        config: the recipe.
+    """
+    root = {row["question_id"]: row.get("root") for row in questions.get("questions", [])}
+    data = config["data"]
+    only = "rendered" if not data["source"] else "real" if not data["demo_episodes"] else ""
+    found = {}
+    for part in PARTS:
+        ids = split.get("parts", {}).get(part)
+        if ids and all(key in root for key in ids):
+            rendered = sum(root[key] == "demo" for key in ids)
+            found[part] = {"real": len(ids) - rendered, "rendered": rendered}
+        else:
+            count = split.get("counts", {}).get(part, {}).get("questions", 0)
+            # both kinds are there and nothing tells them apart: the licences of both are to be named
+            found[part] = {kind: count if only in (kind, "") else 0 for kind in ("real", "rendered")}
+    return found
+
+
+def kind(counts: Mapping[str, int]) -> str:
+    """ "real", "rendered" or "mixed"."""
+    return "mixed" if counts["real"] and counts["rendered"] else "real" if counts["real"] else "rendered"
+
+
+def front_matter(base: Mapping, demo: bool, data_kind: str, tuned: Mapping, name: str) -> str:
+    """YAML that huggingface.co reads at the top of a model card, with the scores as a model-index.
+
+    Args:
+        base: manifest of the base model.
+        demo: whether it is the demo's.
+        data_kind: `kind` of the test part.
+        tuned: results/metrics/tuned.json.
+        name: of the model.
+    """
     import yaml
 
     results = [
@@ -109,10 +156,7 @@ def front_matter(base: Mapping, demo: bool, tuned: Mapping, name: str) -> str:
     else:
         data |= {"base_model": str(base.get("name", "")), "base_model_relation": "finetune"}
     if results:
-        dataset = {
-            "type": "open-eqa" if not demo else "rendered-demo",
-            "name": "Open-EQA" if not demo else "rendered demo",
-        }
+        dataset = dict(zip(("type", "name"), DATASETS[data_kind], strict=True))
         task = {"type": "visual-question-answering", "name": "embodied question answering"}
         data["model-index"] = [{"name": name, "results": [{"task": task, "dataset": dataset, "metrics": results}]}]
     return yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
@@ -162,7 +206,7 @@ def hardware(results: Path) -> str:
     words = {
         "device": "{}",
         "samples_per_s": "{} samples/s",
-        "peak_memory_mb": "{} MB at most",
+        "peak_rss_mb": "{} MB of memory",
         "peak_gpu_mb": "{} MB of GPU memory",
     }
     return ", ".join(
@@ -190,7 +234,8 @@ def card_values(results: Path, base_path: Path) -> dict:
     demo = base.get("source") == "demo"
     name = config["serve"]["model_name"]
     counts = split.get("counts", {})
-    sources = {source for part in counts.values() for source in part.get("by_source", {})}
+    kinds = kinds_of_parts(split, optional(results / "index/questions.json"), config)
+    everything = {key: sum(part[key] for part in kinds.values()) for key in ("real", "rendered")}
     share = verify.get("share_identical")
     recipe = [
         (f"{section}.{key}", cell(value))
@@ -199,8 +244,10 @@ def card_values(results: Path, base_path: Path) -> dict:
     ]
     return {
         "title": cell(name),
-        "front_matter": front_matter(base, demo, scores["tuned"], name),
+        "front_matter": front_matter(base, demo, kind(kinds["test"]), scores["tuned"], name),
         "demo": demo,
+        "data_kind": kind(everything),
+        "test_kind": kind(kinds["test"]),
         "base": {key: cell(base.get(key, MISSING)) for key in ("name", "source", "revision", "architecture")}
         | {"parameters": f"{base['parameters']:,}" if isinstance(base.get("parameters"), int) else MISSING},
         "base_licence": "made by this project" if demo else "Apache-2.0 (Qwen3-VL), its own card applies",
@@ -217,8 +264,9 @@ def card_values(results: Path, base_path: Path) -> dict:
         "llm_match": llm_match(results),
         "split": {"by": cell(split.get("by", MISSING))},
         "parts": [
-            {"name": part} | {key: counts[part].get(key, MISSING) for key in ("questions", "episodes", "spaces")}
-            for part in ("train", "val", "test")
+            {"name": part, "kind": kind(kinds[part])}
+            | {key: counts[part].get(key, MISSING) for key in ("questions", "episodes", "spaces")}
+            for part in PARTS
             if part in counts
         ],
         "recipe": recipe,
@@ -233,9 +281,13 @@ def card_values(results: Path, base_path: Path) -> dict:
             "tolerance": cell(verify.get("tolerance", MISSING)),
             "identical": f"{100 * share:.0f} %" if isinstance(share, int | float) else MISSING,
         },
-        "demo_data": config["data"]["demo_episodes"] > 0,
-        "real_data": bool(config["data"]["source"])
-        or any(s.startswith(("hm3d", "scannet")) for s in sources if not demo),
+        "demo_data": everything["rendered"] > 0,
+        "real_data": everything["real"] > 0,
+        "ollama": {
+            "first": ".".join(map(str, MIN_VERSION)),
+            "gguf_only": ".".join(map(str, NO_CONVERTER)),
+            "gguf": bool(optional(results / "gguf/manifest.json")),
+        },
         "hashes": hashes(results, base_path),
     }
 

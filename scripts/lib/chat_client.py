@@ -7,6 +7,7 @@ the context length. Both stream.
 from __future__ import annotations
 
 import base64
+import ipaddress
 import json
 import logging
 import os
@@ -25,6 +26,8 @@ SERVERS = ("ollama", "lmdeploy", "llamacpp")
 IMAGE_MARK = "<image>"
 KEY_VARIABLE = "EQA_SERVE_API_KEY"  # api key of `make serve`; never an argument, so never in a process list
 OLLAMA_PORT = 11434
+CONNECT_S = 10.0  # a server that is there takes a connection at once, however long it then thinks
+LAST_PORT = 65535
 _MAGIC = {b"\x89PNG\r\n\x1a\n": "image/png", b"\xff\xd8\xff": "image/jpeg", b"RIFF": "image/webp", b"BM": "image/bmp"}
 
 
@@ -84,6 +87,8 @@ def read_image(path: Path) -> bytes:
         raise EqaError(f"{path}: this picture does not exist") from None
     except IsADirectoryError:
         raise EqaError(f"{path}: a folder, no picture; name its files") from None
+    except OSError as error:  # a folder that is a file, a name too long, no permission
+        raise EqaError(f"{path}: {error.strerror}; name a picture that can be read") from None
     media_type(data, str(path))
     return data
 
@@ -111,24 +116,82 @@ def ollama_url(host: str | None = None) -> str:
         scheme, rest = "http", text
     place, slash, path = rest.partition("/")
     name, colon, port = place.rpartition(":")
-    if not colon or "]" in port:
-        name, port = (
-            place,
-            str(
-                {"http": OLLAMA_PORT, "https": 443}.get(scheme, OLLAMA_PORT)
-                if not found
-                else {"https": 443}.get(scheme, 80)
-            ),
-        )
-    name = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]", "": "127.0.0.1"}.get(name, name)
+    if not colon or "]" in port or _is_ipv6(place):
+        standard = {"http": 80, "https": 443}.get(scheme, 80) if found else OLLAMA_PORT
+        name, port = place, str(standard)
+    if not name.strip("[]") or _is_ipv6(name.strip("[]")) or name == "0.0.0.0":
+        name = url_host(name)
     return f"{scheme}://{name}:{port}{slash}{path}".rstrip("/")
 
 
+def _is_ipv6(text: str) -> bool:
+    try:
+        return ipaddress.ip_address(text).version == 6
+    except ValueError:
+        return False
+
+
+def url_host(host: str) -> str:
+    """A server's host as it stands in an address for clients.
+
+    A wildcard, which means every interface to a server, becomes this machine; IPv6 goes into brackets.
+    """
+    bare = host.removeprefix("[").removesuffix("]")
+    bare = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(bare, bare)
+    return f"[{bare}]" if ":" in bare else bare
+
+
+def check_port_number(port: object, where: str) -> None:
+    """Raises EqaError, naming `where` it stands, for what is no TCP port."""
+    if isinstance(port, bool) or not isinstance(port, int) or not 1 <= port <= LAST_PORT:
+        raise EqaError(f"{where}: {port} is no port; choose one from 1 to {LAST_PORT}")
+
+
 def default_url(server: str, host: str, port: int) -> str:
-    """Where `make serve` (config serve.host, serve.port) or Ollama listens."""
+    """Where `make serve` (config serve.host, serve.port) or Ollama listens.
+
+    Raises:
+        EqaError: no such port.
+    """
     if server == "ollama":
         return ollama_url()
-    return f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"
+    check_port_number(port, "serve.port")
+    return f"http://{url_host(host)}:{port}"
+
+
+def api_key() -> str:
+    """The key in EQA_SERVE_API_KEY; "" where none is set.
+
+    Raises:
+        EqaError: it cannot stand in an HTTP header; never shows it.
+    """
+    key = os.environ.get(KEY_VARIABLE, "")
+    if not (key.isascii() and key.isprintable() and key == key.strip()) and key:
+        raise EqaError(
+            f"{KEY_VARIABLE}: holds a line break, a space at an end or a character that is not ASCII, which no HTTP "
+            "header takes; export it again without"
+        )
+    return key
+
+
+def checked_url(url: str) -> str:
+    """`url` without /v1 and slashes at its end.
+
+    Raises:
+        EqaError: no http address, or no such port.
+    """
+    import httpx
+
+    base = url.removesuffix("/").removesuffix("/v1").rstrip("/")
+    try:
+        parts = httpx.URL(base)
+    except (httpx.InvalidURL, ValueError) as error:
+        raise EqaError(f"{url}: no address ({error}); one such as http://127.0.0.1:23333 is wanted") from None
+    if parts.scheme not in ("http", "https") or not parts.host:
+        raise EqaError(f"{url}: no http address; one such as http://127.0.0.1:23333 is wanted")
+    if parts.port is not None:
+        check_port_number(parts.port, url)
+    return base
 
 
 class ChatClient:
@@ -138,15 +201,16 @@ class ChatClient:
         import httpx
 
         logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for each request otherwise
-        self.server, self.url, self.model, self.num_ctx = server, url.removesuffix("/v1").rstrip("/"), model, num_ctx
-        self.prompt_tokens: int | None = None  # of the last whole answer, where the server says it (Ollama)
-        key = os.environ.get(KEY_VARIABLE) if server != "ollama" else None
-        try:
-            httpx.URL(self.url)
-        except httpx.InvalidURL as error:
-            raise EqaError(f"{url}: no address ({error}); one such as http://127.0.0.1:23333 is wanted") from None
+        self.server, self.url, self.model, self.num_ctx = server, checked_url(url), model, num_ctx
+        # of the last whole answer, where the server counts them
+        self.prompt_tokens: int | None = None
+        self.answer_tokens: int | None = None
+        self.digest: str | None = None  # of the model, after `check`, where the server tells it (Ollama)
+        key = api_key() if server != "ollama" else ""
         self._http = httpx.Client(
-            timeout=timeout_s, headers={"Authorization": f"Bearer {key}"} if key else {}, trust_env=False
+            timeout=httpx.Timeout(timeout_s, connect=CONNECT_S),
+            headers={"Authorization": f"Bearer {key}"} if key else {},
+            trust_env=False,
         )
 
     def __enter__(self) -> ChatClient:
@@ -166,7 +230,8 @@ class ChatClient:
         )
         reply = self._call("GET", path)
         try:
-            names = [str(entry[inner]) for entry in reply.json()[outer]]
+            rows = reply.json()[outer]
+            names = [str(row[inner]) for row in rows]
         except (ValueError, KeyError, TypeError, RecursionError):
             raise EqaError(
                 f"{self.url}{path}: the answer is not {self.server}'s; is another program on that port?"
@@ -174,9 +239,11 @@ class ChatClient:
         if self.server == "ollama":
             if self.model not in names and f"{self.model}:latest" not in names:
                 raise EqaError(
-                    f"{self.url}: Ollama has no model {self.model}; import it: set deliver.ollama=true and "
-                    "run snakemake"
+                    f"{self.url}: Ollama has no model {self.model}; import it: set deliver.ollama=true, then "
+                    "`snakemake --force results/ollama/import.json`"
                 )
+            row = rows[names.index(self.model if self.model in names else f"{self.model}:latest")]
+            self.digest = str(row.get("digest") or "") or None
         elif self.model not in names:
             raise EqaError(
                 f"{self.url}: serves {', '.join(names) or 'nothing'}, not {self.model}; say --model "
@@ -200,6 +267,10 @@ class ChatClient:
             return int(match[1]) if match else None
         return None
 
+    def version(self) -> str:
+        """What an Ollama server says it is, such as "0.34.2"."""
+        return str(self._parse(self._call("GET", "/api/version").text).get("version", ""))
+
     def ask(self, messages: Sequence[Message], decoding: Decoding) -> str:
         """The whole answer."""
         return "".join(self.stream(messages, decoding))
@@ -215,6 +286,7 @@ class ChatClient:
             self._ollama_body(messages, decoding) if self.server == "ollama" else self._openai_body(messages, decoding)
         )
         pieces = self._ollama_pieces if self.server == "ollama" else self._openai_pieces
+        self._count(None, None)
         import httpx
 
         try:
@@ -222,9 +294,33 @@ class ChatClient:
                 if reply.status_code != 200:
                     reply.read()
                     raise EqaError(self._refusal(path, reply, messages))
-                yield from pieces(reply.iter_lines())
+                yield from pieces(self._lines(reply.iter_bytes()))
         except httpx.HTTPError as error:
             raise EqaError(self._down(error)) from None
+
+    def _lines(self, chunks: Iterator[bytes]) -> Iterator[str]:
+        """The lines of a streamed body.
+
+        Only a line feed ends one. httpx's own `iter_lines` also splits at U+2028, U+0085 and the like, which are
+        ordinary characters inside a JSON text.
+        """
+        rest: list[bytes] = []
+        for chunk in chunks:
+            *whole, last = chunk.split(b"\n")
+            for line in whole:
+                yield self._text(b"".join([*rest, line]))
+                rest.clear()
+            rest.append(last)
+        if any(rest):
+            yield self._text(b"".join(rest))
+
+    def _text(self, line: bytes) -> str:
+        try:
+            return line.removesuffix(b"\r").decode("utf-8")
+        except UnicodeDecodeError:
+            raise EqaError(
+                f"{self.url}: the answer is not {self.server}'s ({line[:60]!r}); is another program on that port?"
+            ) from None
 
     def _openai_body(self, messages: Sequence[Message], decoding: Decoding) -> dict:
         return {
@@ -236,6 +332,7 @@ class ChatClient:
             # LMDeploy: top_k 1 is greedy whatever it makes of temperature 0; llama.cpp reads it as well
             **({"top_k": 1} if decoding.temperature == 0 else {}),
             "stream": True,
+            "stream_options": {"include_usage": True},  # a last part with the counts
         }
 
     def _ollama_body(self, messages: Sequence[Message], decoding: Decoding) -> dict:
@@ -246,7 +343,9 @@ class ChatClient:
             {"role": m.role, "content": m.text, "images": [base64.b64encode(i).decode() for i in m.images]}
             for m in messages
         ]
-        return {"model": self.model, "messages": turns, "options": options, "stream": True}
+        # Ollama would drop the oldest turns, the pictures with them, to make an overlong conversation fit (truncate: since
+        # 0.12.6, api/types.go)
+        return {"model": self.model, "messages": turns, "options": options, "stream": True, "truncate": False}
 
     def _openai_pieces(self, lines: Iterator[str]) -> Iterator[str]:
         for line in lines:
@@ -258,6 +357,8 @@ class ChatClient:
             part = self._parse(data)
             if part.get("error"):
                 raise EqaError(f"{self.url}: {_message_of(part)}")
+            if isinstance(usage := part.get("usage"), dict):
+                self._count(usage.get("prompt_tokens"), usage.get("completion_tokens"))
             choices = part.get("choices")
             for choice in choices if isinstance(choices, list) else ():
                 if text := _content(choice, "delta"):
@@ -265,17 +366,20 @@ class ChatClient:
         raise EqaError(f"{self.url}: the answer broke off; look into the server's log")
 
     def _ollama_pieces(self, lines: Iterator[str]) -> Iterator[str]:
-        for line in lines:
+        for line in filter(str.strip, lines):
             part = self._parse(line)
             if part.get("error"):
                 raise EqaError(f"{self.url}: {_message_of(part)}")
             if text := _content(part, "message"):
                 yield text
             if part.get("done"):
-                count = part.get("prompt_eval_count")
-                self.prompt_tokens = count if isinstance(count, int) else None
+                self._count(part.get("prompt_eval_count"), part.get("eval_count"))
                 return
         raise EqaError(f"{self.url}: the answer broke off; look into Ollama's log")
+
+    def _count(self, prompt: object, answer: object) -> None:
+        self.prompt_tokens = prompt if isinstance(prompt, int) else None
+        self.answer_tokens = answer if isinstance(answer, int) else None
 
     def _parse(self, text: str) -> dict:
         try:

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-from scripts.lib.chat_client import KEY_VARIABLE
+from scripts.lib.chat_client import api_key, check_port_number, url_host
 from scripts.lib.cli import entry, path_argument
 from scripts.lib.errors import EqaError
 
@@ -34,11 +34,14 @@ def start(model: Path, mmproj: Path, name: str, host: str, port: int, context: i
         context: longest prompt and answer. Unit: tokens.
         threads: CPU threads; 0 for one a core.
     Raises:
-        EqaError: a file is missing or llama.cpp refuses it; its own log on stderr says more.
+        EqaError: no such port, a key that no header takes, a file is missing or llama.cpp refuses it; its own log on stderr says more.
     """
     for path in (model, mmproj):
         if not path.is_file():
             raise EqaError(f"{path}: no such GGUF file; set deliver.gguf=true and run snakemake")
+    if port:
+        check_port_number(port, "--port")
+    key = api_key()
     import xllamacpp
 
     params = xllamacpp.CommonParams()
@@ -49,12 +52,12 @@ def start(model: Path, mmproj: Path, name: str, host: str, port: int, context: i
     params.warmup = False
     params.cache_ram_mib = CACHE_RAM_MIB
     # pages of other origins may not read a server on this machine
-    params.cors_origins = f"http://{host}:{port}"
+    params.cors_origins = f"http://{url_host(host)}:{port}"
     params.cors_origins_explicit = True
     params.endpoint_slots = False
     count = threads or int(os.environ.get("OMP_NUM_THREADS") or 0) or os.cpu_count() or 1
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = count
-    if key := os.environ.get(KEY_VARIABLE):
+    if key:
         params.api_keys = [key]
     try:
         return xllamacpp.Server(params)

@@ -23,6 +23,10 @@ MIN_VERSION = (0, 17, 1)
 MIN_VERSION_GGUF = (0, 30, 0)  # first Ollama that takes a language model and a projector as two GGUF files
 # since MIN_VERSION_GGUF Ollama tells llama.cpp to enlarge smaller pictures of Qwen-VL to so many tokens
 LEAST_IMAGE_TOKENS = 1024
+# and that is the most that become of such a picture which is at most four times as long as it is high, or the reverse:
+# llama.cpp scales it to sides of a and b tokens with a * b = 1024 and rounds both up (mtmd-image.cpp,
+# calc_size_preserved_ratio); (a + 1) * (b + 1) is largest at 16 and 64. Measured: 27 * 40 = 1080 of 192x128 px
+MOST_ENLARGED_TOKENS = 17 * 65
 # what Ollama's own engine, before MIN_VERSION_GGUF, does not read from the model
 ENGINE_IDS = {
     "vision_start_token_id": 151652,

@@ -111,7 +111,8 @@ rule write_plots:
 
 
 rule write_report:
-    # One self-contained page.
+    # One self-contained page. Logs, times and Snakemake's records are read as they are then, and are no inputs: a page is
+    # not made again because they changed.
     input:
         code=code("write_report"),
         lock="uv.lock",
@@ -152,6 +153,7 @@ rule write_report:
         """
         uv run --frozen --no-sync python -m scripts.write_report \
             --results-dir results --base {input.base:q} --benchmarks-dir benchmarks --logs-dir logs \
+            --lock provenance.lock.json \
             --config {params.config:q} --output {output:q} >{log:q} 2>&1
         """
 

@@ -11,13 +11,27 @@ import hashlib
 import io
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from scripts.lib.cli import entry, path_argument
 from scripts.lib.errors import EqaError
 from scripts.lib.files import write_text
-from scripts.lib.provenance import LOCK, Job, code_hash, read_lock
+from scripts.lib.provenance import (
+    KEPT,
+    LOCK,
+    RECORD_FORMATS,
+    STAT_CACHE,
+    Job,
+    code_hash,
+    commit,
+    is_running,
+    local_keys,
+    machine,
+    read_lock,
+    read_record,
+    wrote_it_here,
+)
 from scripts.lib.statcache import StatCache
 
 NAMESPACE = "urn:embodied-qa:"
@@ -78,6 +92,77 @@ def strangers(jobs: Mapping[str, Job], cache: StatCache) -> list[str]:
     """Outputs in the workspace that are not those of the lock: their lineage is not known."""
     outputs = [(output, sha256) for job in jobs.values() for output, sha256 in job.outputs.items()]
     return sorted(output for output, sha256 in outputs if cache.sha256(output) not in (None, sha256))
+
+
+def jobs_so_far(lock: Path = LOCK) -> tuple[dict[str, Job], list[str]]:
+    """The jobs that made the files that are here, also in the middle of a run.
+
+    The lock is written when Snakemake ends; of jobs that ended since, Snakemake has records of its own. Run it in the
+    project's folder; it writes nothing.
+
+    Returns:
+        Jobs by key, and the outputs that are neither the lock's nor what a job here wrote last, sorted: what made them is
+        not known.
+    Raises:
+        EqaError: the lock is damaged; see `provenance.read_lock`.
+    """
+    old = read_lock(lock)
+    cache = StatCache(STAT_CACHE)
+    groups: dict[str, dict[str, dict]] = {}
+    altered = set()
+    for key in local_keys():
+        record = read_record(key)
+        if is_running(key) or record.get("record_format_version") not in RECORD_FORMATS or not record.get("rule"):
+            continue
+        if KEPT in record or not wrote_it_here(record, key):
+            altered.add(key)
+            continue
+        recipe = [record.get(name) for name in ("rule", "code", "params", "input", "input_checksums", "log")]
+        groups.setdefault(json.dumps(recipe), {})[key] = record
+    jobs: dict[str, Job] = {}
+    known_commit = None
+    for records in groups.values():
+        outputs = {key: sha256 for key in sorted(records) if (sha256 := cache.sha256(key))}
+        if not outputs:
+            continue
+        record = next(iter(records.values()))
+        inputs = dict(sorted((record.get("input_checksums") or {}).items()))
+        job = Job(
+            outputs, inputs, record["rule"], record.get("code"), record.get("params") or [], record.get("log") or []
+        )
+        before = old.get(job.key)
+        if before is not None and (before.outputs, before.inputs, before.params) == (outputs, inputs, job.params):
+            job = before  # the same thing made again: the first maker stays
+        else:
+            known_commit = commit() if known_commit is None else known_commit
+            seconds = max(r["endtime"] - (r.get("starttime") or r["endtime"]) for r in records.values())
+            job.made = {"seconds": round(max(seconds, 0.0), 1), "machine": machine(), "commit": known_commit}
+        jobs[job.key] = job
+    taken = {output for job in jobs.values() for output in job.outputs}
+    unknown = {output for output in altered - taken if cache.sha256(output)}
+    for key, job in old.items():
+        wrong = {output for output, sha256 in job.outputs.items() if cache.sha256(output) not in (None, sha256)}
+        if taken.intersection(job.outputs):
+            continue
+        if wrong:
+            unknown |= wrong
+        else:
+            jobs[key] = job
+            unknown -= set(job.outputs)  # what DVC put back: older than the record of the last job here
+    return jobs, sorted(unknown)
+
+
+def jobs_behind(jobs: Mapping[str, Job], files: Iterable[str]) -> list[Job]:
+    """The jobs that made `files`, the inputs of those jobs, and so on back to the raw data."""
+    made_by = {output: job for job in jobs.values() for output in job.outputs}
+    found: dict[str, Job] = {}
+    waiting = [made_by[name] for name in files if name in made_by]
+    while waiting:
+        job = waiting.pop()
+        if job.key not in found:
+            found[job.key] = job
+            waiting += [made_by[name] for name in job.inputs if name in made_by]
+    return [found[key] for key in sorted(found)]
 
 
 def adopted_files(folder: Path) -> dict[str, str]:

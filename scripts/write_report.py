@@ -21,7 +21,8 @@ from scripts.lib.cli import entry, json_argument, path_argument
 from scripts.lib.errors import EqaError
 from scripts.lib.files import atomic_folder, remove, safe_join, write_text
 from scripts.lib.progress import clock
-from scripts.lib.report_data import clean, gather, signed
+from scripts.lib.report_data import clean, gather, reason, signed
+from scripts.lineage import jobs_behind, jobs_so_far
 
 TEMPLATES = Path(__file__).parent / "templates/report"
 FRAMES = ("embed", "link", "none")
@@ -256,6 +257,16 @@ def write_page(context: dict, frames: Path, output: Path, mode: str) -> dict:
     }
 
 
+def known_jobs(lock: Path | None) -> tuple[dict, list[str], list[dict]]:
+    """Jobs and outputs of `lineage.jobs_so_far`, and what to tell where the lock cannot be read; nothing without a lock."""
+    if lock is None:
+        return {}, [], []
+    try:
+        return *jobs_so_far(lock), []
+    except EqaError as error:
+        return {}, [], [{"path": lock.name, "why": reason(error, lock)}]
+
+
 def run(args: argparse.Namespace) -> dict:
     """Gather, render, write."""
     mode = check_mode(args.config)
@@ -263,7 +274,16 @@ def run(args: argparse.Namespace) -> dict:
         raise EqaError(
             f"{args.results_dir}: no such folder; `snakemake --cores 8` makes the results that the report shows"
         )
-    context = gather(args.results_dir, args.base, args.benchmarks_dir, args.logs_dir)
+    jobs, unknown, fault = known_jobs(args.lock)
+    context = gather(
+        args.results_dir,
+        args.base,
+        args.benchmarks_dir,
+        args.logs_dir,
+        lambda files: jobs_behind(jobs, files),
+    )
+    context["lineage_unknown"] = [name for name in unknown if name != args.output.as_posix()]
+    context["missing"] += fault
     return write_page(context, args.results_dir / "frames", args.output, mode)
 
 
@@ -279,6 +299,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--logs-dir", type=path_argument, default=Path("logs"), help="logs, whose last line holds facts"
+    )
+    parser.add_argument(
+        "--lock",
+        type=path_argument,
+        help="provenance.lock.json: with it the page says what made each artifact, by it and by Snakemake's records here",
     )
     parser.add_argument(
         "--config", type=json_argument, required=True, help='{"report": {"frames": "embed|link|none"}} as JSON'

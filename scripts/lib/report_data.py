@@ -10,12 +10,16 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from scripts.lib.errors import EqaError
 from scripts.lib.files import is_disabled, read_json, read_jsonl
 from scripts.lib.llm_match import match_score
+
+if TYPE_CHECKING:
+    from scripts.lib.provenance import Job
 
 MODELS = {
     "base": ("Base", "the base model as it came"),
@@ -38,6 +42,7 @@ JUDGED = ("llm_match", "LLM-Match", "marks of a judge model, Open-EQA's own prot
 RULES = [
     "make_demo_episodes",
     "fetch_questions",
+    "fetch_prompts",
     "list_source",
     "fetch_episodes",
     "extract_archive",
@@ -48,6 +53,7 @@ RULES = [
     "make_demo_model",
     "fetch_base_model",
     "build_sft",
+    "export_parquet",
     "train_adapter",
     "merge_adapter",
     "verify_merge",
@@ -64,6 +70,7 @@ RULES = [
     "bench_lmdeploy",
     "check_serving",
     "write_config",
+    "write_plots",
     "write_model_card",
     "write_report",
 ]
@@ -99,12 +106,14 @@ class Reader:
 
     Attributes:
         missing: [{"path", "why"}] in the order in which the parts were asked for.
+        read: files that were there, by the names that messages give them.
     """
 
     def __init__(self, root: Path, shown: str = "results") -> None:
         """`root` is read; `shown` is what messages call it, so that no path of this machine gets into the page."""
         self.root, self.shown = root, shown
         self.missing: list[dict[str, str]] = []
+        self.read: list[str] = []
 
     def note(self, relative: str, why: str) -> None:
         """Remember a missing part once."""
@@ -119,6 +128,7 @@ class Reader:
             if not optional:
                 self.note(relative, "not there yet")
             return {}
+        self.read.append(f"{self.shown}/{relative}")
         try:
             value = read_json(path)
         except (EqaError, OSError) as error:
@@ -136,6 +146,7 @@ class Reader:
             if not optional:
                 self.note(relative, "not there yet")
             return []
+        self.read.append(f"{self.shown}/{relative}")
         try:
             return [clean(row) for row in read_jsonl(path)]
         except (EqaError, OSError) as error:
@@ -477,27 +488,31 @@ def read_log_facts(path: Path) -> dict:
     return {}
 
 
-def timing(benchmarks: Path, logs: Path) -> dict:
+def timing(benchmarks: Path, logs: Path, names: Container[tuple[str, str]] | None = None) -> dict:
     """Time and memory of each job.
 
+    Args:
+        benchmarks, logs: Snakemake's folders, which keep what jobs of other recipes left.
+        names: (rule, wildcard) of the jobs that count; None where that is not known: all.
     Returns:
         {"rows": [{"rule", "job", "seconds", "peak_mb", "share", "long"}], "seconds": sum, "peak_mb": largest}: share is of
         the longest job, 0..100. Snakemake's benchmark of a job where there is one, else what its script told.
     """
     jobs: dict[tuple[str, str], dict] = {}
     for path in sorted(logs.rglob("*.log")) if logs.is_dir() else []:
-        facts = read_log_facts(path)
+        name = job_name(path, logs)
+        facts = read_log_facts(path) if names is None or name in names else {}
         if "seconds" in facts:
-            jobs[job_name(path, logs)] = {"seconds": number(facts["seconds"]), "peak_mb": number(facts.get("peak_mb"))}
+            jobs[name] = {"seconds": number(facts["seconds"]), "peak_mb": number(facts.get("peak_mb"))}
     for path in sorted(benchmarks.rglob("*.tsv")) if benchmarks.is_dir() else []:
-        found = {key: value for key, value in read_benchmark(path).items() if value is not None}
         name = job_name(path, benchmarks)
+        found = read_benchmark(path) if names is None or name in names else {}
+        found = {key: value for key, value in found.items() if value is not None}
         if found:
             before = jobs.get(name, {})
             # a job shorter than Snakemake's first look at it has no memory in the benchmark
             peak = max(found.get("peak_mb") or 0, before.get("peak_mb") or 0) or None
             jobs[name] = {"seconds": found.get("seconds", before.get("seconds")), "peak_mb": peak}
-    order = {rule: position for position, rule in enumerate(RULES)}
     longest = max((job["seconds"] or 0 for job in jobs.values()), default=0)
     rows = [
         {
@@ -507,7 +522,7 @@ def timing(benchmarks: Path, logs: Path) -> dict:
             "share": 100 * (jobs[rule, job]["seconds"] or 0) / (longest or 1),
             "long": (jobs[rule, job]["seconds"] or 0) >= LONG_JOB_S,
         }
-        for rule, job in sorted(jobs, key=lambda name: (order.get(name[0], len(order)), name))
+        for rule, job in sorted(jobs, key=lambda name: (place_of(name[0]), name))
     ]
     return {
         "rows": rows,
@@ -516,52 +531,42 @@ def timing(benchmarks: Path, logs: Path) -> dict:
     }
 
 
-def lineage_rows(lineage: Mapping) -> list[dict]:
-    """Artifact, the rule that made it, at which commit, from which data: from W3C PROV JSON.
+def place_of(rule: str) -> int:
+    """Where a rule stands in the pipeline."""
+    return RULES.index(rule) if rule in RULES else len(RULES)
+
+
+def log_names(jobs: Iterable[Job]) -> set[tuple[str, str]]:
+    """(rule, wildcard) of jobs, as their files in logs/ and benchmarks/ are called."""
+    return {job_name(Path(log), Path("logs")) for job in jobs for log in job.log if log.startswith("logs/")}
+
+
+def lineage_rows(jobs: Iterable[Job]) -> list[dict]:
+    """Artifact, the rule that made it, at which commit, from which data; from raw data to metrics.
 
     Returns:
-        [{"artifact", "sha256", "made_by", "commit", "used": [...]}] sorted by artifact; scripts and lock files, which
-        every job uses, are not listed: the commit stands for them.
+        [{"artifact", "sha256", "made_by", "commit", "used": [...]}] in the pipeline's order; scripts and lock files, which
+        every job uses, are not listed: the commit stands for them. A commit ends in "+" where tracked files differed.
     """
-    made_by, used = {}, {}
-    for one in _relations(lineage.get("wasGeneratedBy")):
-        made_by[text(one.get("prov:entity"))] = text(one.get("prov:activity"))
-    for one in _relations(lineage.get("used")):
-        used.setdefault(text(one.get("prov:activity")), set()).add(short_name(text(one.get("prov:entity"))))
-    jobs = mapping(lineage.get("activity"))
-    rows = []
-    for name, facts in mapping(lineage.get("entity")).items():
-        activity = made_by.get(name, "")
-        if activity:
-            job = mapping(jobs.get(activity))
-            digest = next((text(v) for k, v in mapping(facts).items() if k.lower().endswith("sha256")), "")
-            rows.append(
-                {
-                    "artifact": short_name(name),
-                    "sha256": digest,
-                    "made_by": text(job.get("eqa:rule")) or short_name(activity),
-                    "commit": text(job.get("eqa:gitCommit")),
-                    "used": sorted(
-                        u
-                        for u in used.get(activity, ())
-                        if u and not u.startswith("scripts/") and not u.endswith(".lock")
-                    ),
-                }
-            )
-    return sorted(rows, key=lambda row: row["artifact"])
+    rows = [
+        {
+            "artifact": output,
+            "sha256": sha256,
+            "made_by": job.rule,
+            "commit": short_commit(text(job.made.get("commit"))),
+            "used": sorted(
+                name for name in job.inputs if not name.startswith("scripts/") and not name.endswith(".lock")
+            ),
+        }
+        for job in jobs
+        for output, sha256 in job.outputs.items()
+    ]
+    return sorted(rows, key=lambda row: (place_of(row["made_by"]), row["artifact"]))
 
 
-def _relations(part: object) -> list[dict]:
-    """The relations of one kind; PROV JSON allows a list under one name."""
-    found = []
-    for one in mapping(part).values():
-        found += [item for item in (one if isinstance(one, list) else [one]) if isinstance(item, dict)]
-    return found
-
-
-def short_name(name: str) -> str:
-    """A PROV name without its prefix."""
-    return re.sub(r"^[A-Za-z_][\w.-]*:", "", name)
+def short_commit(name: str) -> str:
+    """Ten digits of a commit, and the "+" of one with edits."""
+    return name[:10] + ("+" if len(name) > 10 and name.endswith("+") else "")
 
 
 def flat_config(config: Mapping, prefix: str = "") -> list[tuple[str, str]]:
@@ -670,7 +675,13 @@ def short_score(value: object) -> float | int | None:
 # ------------------------------------------------------------------------------------------------ all of it
 
 
-def gather(results: Path, base: Path, benchmarks: Path, logs: Path) -> dict:
+def gather(
+    results: Path,
+    base: Path,
+    benchmarks: Path,
+    logs: Path,
+    behind: Callable[[Sequence[str]], Sequence[Job]] | None = None,
+) -> dict:
     """Everything that the page shows but the pictures.
 
     Args:
@@ -678,6 +689,8 @@ def gather(results: Path, base: Path, benchmarks: Path, logs: Path) -> dict:
         base: models/base/manifest.json.
         benchmarks: Snakemake's benchmarks/.
         logs: Snakemake's logs/.
+        behind: gives the jobs behind the files that the page was made from, for lineage and times; None where nobody
+            knows them: times of all jobs that left some, and no lineage.
     Returns:
         The context of the template; `missing` names the parts that are not there.
     """
@@ -736,8 +749,6 @@ def gather(results: Path, base: Path, benchmarks: Path, logs: Path) -> dict:
         "episodes": episodes_summary(episodes, context["gallery"]["questions"], index),
         "verify": verify_summary(reader.mapping("merged/verify.json")),
         "delivered": delivered(reader),
-        "timing": timing(benchmarks, logs),
-        "lineage": lineage_rows(reader.mapping("lineage.json", optional=True)),
         "origins": {
             text(r.get("episode_history")): text(r.get("root"))
             for r in listing(episodes.get("episodes"))
@@ -752,7 +763,14 @@ def gather(results: Path, base: Path, benchmarks: Path, logs: Path) -> dict:
             for name, one in mapping(frames.get("episodes")).items()
         },
     }
-    context["missing"] = base_reader.missing + reader.missing
+    # after all that reads
+    jobs = behind([*base_reader.read, *reader.read]) if behind else ()
+    context |= {
+        "timing": timing(benchmarks, logs, log_names(jobs) if jobs else None),
+        "lineage": lineage_rows(jobs),
+        "lineage_unknown": [],
+        "missing": base_reader.missing + reader.missing,
+    }
     return context
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
+import zipfile
+from pathlib import Path
 
 import pytest
 
-from scripts.lib.files import check_manifest, is_disabled, read_json, read_jsonl
+from scripts.lib.files import check_manifest, is_disabled, read_json, read_jsonl, sha256_file
 from tests.lib import project
 
 pytestmark = pytest.mark.demo
@@ -149,11 +152,68 @@ def test_report_holds_pictures_and_answers_of_every_test_question(finished_demo)
         assert key in page
 
 
+def lineage_table(page: str) -> dict[str, list[str]]:
+    """Cells of the report's lineage by artifact."""
+    table = page.partition('<details id="lineage">')[2].partition("</table>")[0]
+    lines = re.findall(r"<tr>(<th scope=\"row\">.*?)</tr>", table, flags=re.DOTALL)
+    found = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", line, flags=re.DOTALL) for line in lines]
+    return {cells[0]: cells[1:] for cells in ([re.sub(r"<[^>]+>", "", cell) for cell in line] for line in found)}
+
+
+def test_report_of_the_first_run_shows_lineage_from_raw_data_to_metrics(finished_demo):
+    """No lock was there yet, and nobody called `make lineage`."""
+    page = (finished_demo / "results/report/index.html").read_text()
+    found = lineage_table(page)
+    chain = {
+        "data/raw/demo/questions.json": "make_demo_episodes",
+        "results/index/questions.json": "index_episodes",
+        "results/split/split.json": "split_questions",
+        "results/frames/manifest.json": "join_frames",
+        "results/sft/train.json": "build_sft",
+        "results/adapter/manifest.json": "train_adapter",
+        "results/predictions/tuned.jsonl": "join_predictions",
+        "results/metrics/tuned.json": "score",
+        "results/metrics.json": "compare_models",
+    }
+    assert [name for name in found if name in chain] == list(chain)
+    for name, rule in chain.items():
+        assert found[name][0] == rule
+    for name, cells in found.items():
+        assert cells[-1] == sha256_file(finished_demo / name)[:12], name
+    assert "Not what their job wrote" not in page
+
+
 def test_single_target_by_name_works(finished_demo):
     done = project.call(finished_demo, "snakemake", "--cores", "2", "results/merged/verify.json")
     assert "Nothing to be done" in done.stdout + done.stderr
 
 
-def test_snakemakes_own_report_is_written(demo_copy):
-    project.call(demo_copy, "snakemake", "--report", "report.zip")
-    assert (demo_copy / "report.zip").stat().st_size > 10_000
+def test_snakemakes_own_report_holds_every_result_with_caption_and_category(demo_copy):
+    project.call(demo_copy, "snakemake", "--report", "work/report.zip")
+    with zipfile.ZipFile(demo_copy / "work/report.zip") as report:
+        page = report.read("report/report.html").decode()
+        held = {Path(name).name for name in report.namelist()}
+    results, categories = (
+        json.JSONDecoder().raw_decode(page.partition(f"var {name} = ")[2])[0] for name in ("results", "categories")
+    )
+    assert set(categories) == {"Data", "Training", "Answers", "Scores", "Delivery", "Report"}
+    sorted_in = {name for part in categories.values() for names in part.values() for name in names}
+    assert (
+        sorted_in
+        == set(results)
+        >= {
+            "results/index/questions.json",
+            "results/sft/train.json",
+            "results/predictions/tuned.openeqa.json",
+            "results/metrics.json",
+            "results/ollama/Modelfile",
+            "results/report/index.html",
+        }
+    )
+    for name, entry in results.items():
+        assert Path(name).name in held
+        assert re.fullmatch(r"<p>.+[.]</p>\n", entry["caption"], flags=re.DOTALL), name
+        assert "{{" not in entry["caption"]
+        assert entry["labels"]["what"], name
+    assert "<em>blind</em>" in results["results/metrics/blind.json"]["caption"]
+    assert results["results/metrics/blind.json"]["labels"]["model"] == "blind"

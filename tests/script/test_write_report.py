@@ -78,7 +78,6 @@ def test_unknown_picture_mode_is_refused(tmp_path, capsys, config):
         "train_log/curves.json",
         "merged/verify.json",
         "gguf/manifest.json",
-        "lineage.json",
     ],
 )
 def test_broken_file_does_not_stop_the_page(tmp_path, name, broken):
@@ -97,7 +96,6 @@ def test_values_of_a_wrong_kind_do_not_stop_the_page(tmp_path, value):
     put(tmp_path, "metrics/comparison.json", {"pairs": {"tuned_minus_base": value}, "score": value})
     put(tmp_path, "train_log/curves.json", {"train": value, "val": value})
     put(tmp_path, "sft/token_budget.json", {"longest": value, "cutoff_len": value, "sizes": value})
-    put(tmp_path, "lineage.json", {"entity": value, "used": value, "wasGeneratedBy": value})
     assert write_report.main(arguments(tmp_path)) == 0
 
 
@@ -246,20 +244,3 @@ def test_one_room_is_said_to_be_too_few():
     told = report_data.headline(row, labels["base"], labels["tuned"], 3, 1, 0.95)
     assert "No detectable difference" in told["title"]
     assert "One room is too few" in told["detail"]
-
-
-def test_lineage_names_rule_commit_and_data_but_not_every_script(tmp_path):
-    lineage = {
-        "entity": {"file:results/a.json": {"eqa:sha256": "ab" * 32}, "file:data/b.json": {}},
-        "activity": {"job:make_a:results/a.json": {"eqa:rule": "make_a", "eqa:gitCommit": "c0ffee" * 6}},
-        "wasGeneratedBy": {"_:1": {"prov:entity": "file:results/a.json", "prov:activity": "job:make_a:results/a.json"}},
-        "used": {
-            f"_:{i}": {"prov:activity": "job:make_a:results/a.json", "prov:entity": f"file:{name}"}
-            for i, name in enumerate(("data/b.json", "scripts/make_a.py", "uv.lock"), 2)
-        },
-    }
-    row = {"artifact": "results/a.json", "sha256": "ab" * 32, "made_by": "make_a", "commit": "c0ffee" * 6}
-    assert report_data.lineage_rows(lineage) == [row | {"used": ["data/b.json"]}]
-    put(tmp_path, "lineage.json", lineage)
-    assert write_report.main(arguments(tmp_path)) == 0
-    assert "1 artifacts and what made them" in (tmp_path / "report/index.html").read_text()

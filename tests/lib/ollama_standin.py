@@ -17,6 +17,7 @@ import hashlib
 import json
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -38,6 +39,9 @@ class StandIn:
     uploads: list[str] = field(default_factory=list)  # digests whose bytes were sent
     fail_create_after: str = ""  # status line after which an error line comes
     break_create_after: str = ""  # status line after which the connection ends
+    pause_create_after: str = ""  # status line after which it works on for `pause_s`, whether or not the client waits
+    pause_s: float = 0.0
+    paused: threading.Event = field(default_factory=threading.Event)  # set where that pause begins
     fail_create_http: int = 0  # status of an error before the first line
     refuse_safetensors: bool = False
     fail_chat: str = ""  # error in the middle of an answer
@@ -185,6 +189,9 @@ def _handler(state: StandIn) -> type[BaseHTTPRequestHandler]:
                 if line == state.break_create_after:
                     self.close_connection = True
                     return None
+                if line == state.pause_create_after:
+                    state.paused.set()
+                    time.sleep(state.pause_s)
                 if line == "converting model" and (error := self._convert(body["files"])):
                     self._line({"error": error})
                     return self._end_stream()

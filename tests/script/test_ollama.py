@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from scripts import import_ollama, prepare_ollama
+from scripts.lib import progress
 from scripts.lib.errors import EqaError
 from scripts.lib.files import read_json, write_json, write_manifest
 from scripts.lib.ollama_folder import check_shards, mend_for_ollama, ollama_files, ollama_view
@@ -64,6 +65,7 @@ def arguments(results: Path, **serve) -> list[str]:
         *("--merged", str(results / "merged/manifest.json"), "--modelfile", str(results / "ollama/Modelfile")),
         *("--gguf", str(results / "gguf/manifest.json"), "--test", str(results / "sft/test.json")),
         *("--config", json.dumps(config), "--output", str(results / "ollama/import.json")),
+        *("--work-dir", str(results.parent / "work")),
     ]
 
 
@@ -207,7 +209,8 @@ def test_prepare_refuses_a_merged_folder_with_a_missing_shard(results, capsys):
 def test_switched_off_import_writes_the_record_and_reads_nothing(tmp_path):
     config = json.dumps({**SETTINGS, "deliver": {"ollama": False}})
     nothing = [word for name in ("merged", "modelfile", "gguf", "test") for word in (f"--{name}", "nowhere")]
-    assert import_ollama.main([*nothing, "--config", config, "--output", str(tmp_path / "import.json")]) == 0
+    output = ["--output", str(tmp_path / "import.json"), "--work-dir", str(tmp_path / "work")]
+    assert import_ollama.main([*nothing, "--config", config, *output]) == 0
     assert read_json(tmp_path / "import.json") == {"status": "disabled", "key": "deliver.ollama"}
 
 
@@ -216,6 +219,7 @@ def test_import_creates_asks_and_records(results, server):
     record = read_json(results / "ollama/import.json")
     assert record["status"] == "imported"
     assert record["route"] == "safetensors"
+    assert record["digest"] == server.digest(record["model"])
     assert record["question"]["answer"] == "the sofa is red"
     assert record["question"]["prompt_tokens"] == 257
     assert len(record["question"]["frames"]) == 8
@@ -265,6 +269,40 @@ def test_our_name_moves_on_with_the_next_import(results, server):
     record = read_json(results / "ollama/import.json")
     assert record["name"] == "openeqa-test"
     assert server.digest("openeqa-test:latest") == server.digest(record["model"])
+
+
+def test_our_name_moves_on_though_the_user_removed_the_tag_that_it_came_from(results, server):
+    assert import_ollama.main(arguments(results)) == 0
+    del server.models[read_json(results / "ollama/import.json")["model"]]
+    assert import_ollama.main(arguments(results, ollama_quantize="q8_0")) == 0
+    record = read_json(results / "ollama/import.json")
+    assert record["name"] == "openeqa-test"
+    assert server.digest("openeqa-test:latest") == server.digest(record["model"])
+
+
+def test_a_name_that_is_not_ours_comes_with_the_way_to_free_it(results, server, capsys):
+    server.models["openeqa-test:latest"] = {"model": "openeqa-test", "files": {}, "system": "the user's own"}
+    assert import_ollama.main(arguments(results)) == 0
+    assert "`ollama rm openeqa-test` frees the name" in capsys.readouterr().err
+
+
+def test_a_damaged_memory_of_imports_costs_no_import(results, server):
+    (results.parent / "work").mkdir()
+    (results.parent / "work/imported.json").write_text("[]")
+    assert import_ollama.main(arguments(results)) == 0
+    record = read_json(results / "ollama/import.json")
+    assert read_json(results.parent / "work/imported.json") == {"digests": [record["digest"]]}
+
+
+@pytest.mark.parametrize("listed", [True, False], ids=["by the manifest", "by the index"])
+def test_import_names_a_missing_shard_before_the_server_is_asked(results, server, capsys, listed):
+    (results / "merged/model-00002-of-00002.safetensors").unlink()
+    if not listed:
+        (results / "merged/manifest.json").unlink()
+        write_manifest(results / "merged")
+    assert import_ollama.main(arguments(results)) == 2
+    assert "model-00002-of-00002.safetensors" in capsys.readouterr().err.strip().splitlines()[-1]
+    assert server.requests == []
 
 
 @pytest.mark.parametrize("version", ["0.12.6", "0.12.7", "0.17.0", "v0.9.9-rc1"])
@@ -323,13 +361,17 @@ def test_the_stand_in_refuses_what_ollamas_converter_refuses(results, server, mo
     assert server.models == {}
 
 
-def write_gguf(results: Path, *names: str) -> None:
+def write_gguf(results: Path, *names: str, content: bytes = b"") -> None:
     """results/gguf with files of these names, of no content to speak of: the stand-in runs no model."""
     folder = results / "gguf"
     for name in names:
-        (folder / name).write_bytes(b"GGUF" + name.encode())
+        (folder / name).write_bytes(b"GGUF" + name.encode() + content)
     (folder / "manifest.json").unlink()
     write_manifest(folder)
+
+
+def posts(server, path: str) -> list[dict]:
+    return [body for _, where, body in server.requests if where == path]
 
 
 def created(server, record: dict) -> dict:
@@ -343,6 +385,67 @@ def test_gguf_is_the_second_way_where_the_converter_refuses(results, server):
     record = read_json(results / "ollama/import.json")
     assert record["route"] == "gguf"
     assert set(created(server, record)["files"]) == {"model-f16.gguf", "mmproj-f16.gguf"}
+
+
+def test_the_record_of_a_second_import_names_the_way_that_the_first_one_took(results, server):
+    write_gguf(results, "model-f16.gguf", "mmproj-f16.gguf")
+    server.refuse_safetensors = True
+    assert import_ollama.main(arguments(results)) == 0
+    first, creates = (results / "ollama/import.json").read_bytes(), len(posts(server, "/api/create"))
+    assert import_ollama.main(arguments(results)) == 0
+    assert read_json(results / "ollama/import.json")["route"] == "gguf"
+    assert (results / "ollama/import.json").read_bytes() == first
+    assert len(posts(server, "/api/create")) == creates
+
+
+@pytest.mark.parametrize("name", ["model-f16.gguf", "mmproj-f16.gguf"])
+def test_gguf_files_that_were_exported_again_are_imported_again(results, server, name):
+    server.version = "0.34.2"
+    write_gguf(results, "model-f16.gguf", "mmproj-f16.gguf")
+    assert import_ollama.main(arguments(results)) == 0
+    before = read_json(results / "ollama/import.json")["model"]
+    write_gguf(results, name, content=b" of another converter")
+    assert import_ollama.main(arguments(results)) == 0
+    record = read_json(results / "ollama/import.json")
+    assert record["model"] != before
+    sent = server.blobs[created(server, record)["files"][name]]
+    assert sent == (results / "gguf" / name).read_bytes()
+    assert server.digest("openeqa-test:latest") == server.digest(record["model"])
+
+
+def test_a_gguf_file_that_is_not_the_manifests_is_not_sent(results, server, capsys):
+    server.version = "0.34.2"
+    write_gguf(results, "model-f16.gguf", "mmproj-f16.gguf")
+    (results / "gguf/model-f16.gguf").write_bytes(b"GGUFmodel-f16.ggUf")
+    assert import_ollama.main(arguments(results)) == 2
+    assert "model-f16.gguf: differs from" in capsys.readouterr().err
+    assert server.uploads == []
+
+
+def test_a_second_way_that_cannot_be_gone_hinders_no_first_one(results, server):
+    write_gguf(results, "model-f16.gguf", "mmproj-f16.gguf")
+    assert import_ollama.main(arguments(results, ollama_quantize="q4_K_M")) == 0
+    assert read_json(results / "ollama/import.json")["route"] == "safetensors"
+
+
+def test_a_large_upload_tells_how_far_it_is(results, server, monkeypatch):
+    server.version = "0.34.2"
+    monkeypatch.setattr(progress, "FIRST_LINE_S", 0.0)
+    monkeypatch.setattr(progress, "BETWEEN_LINES_S", 0.0)
+    write_gguf(results, "model-f16.gguf", "mmproj-f16.gguf", content=b"x" * 3 * 2**20)
+    told = []
+    monkeypatch.setattr(progress.log, "info", lambda text, *values: told.append(text % values))
+    assert import_ollama.main(arguments(results)) == 0
+    lines = [line for line in told if line.startswith("model-f16.gguf: ")]
+    assert [line.split()[1] for line in lines[:3]] == ["1.0", "2.1", "3.1"]
+
+
+def test_a_file_that_changes_while_it_is_sent_is_refused(tmp_path, server):
+    path = tmp_path / "model.gguf"
+    path.write_bytes(b"new bytes")
+    with pytest.raises(EqaError, match=r"model\.gguf: changed while it was sent"):
+        import_ollama.Server(server.url).push(path, f"sha256:{'0' * 64}")
+    assert server.blobs == {}
 
 
 def test_gguf_is_the_only_way_where_there_is_no_converter(results, server):
@@ -487,6 +590,23 @@ def test_a_stopped_import_removes_its_model(results, server):
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=30) != 0
     assert server.models == {}
+    assert not (results / "ollama/import.json").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("late_s", [30.0, 1.0], ids=["never ends it", "ends it afterwards"])
+def test_an_import_stopped_during_create_leaves_no_model(results, server, number, late_s):
+    """Ollama may write the model's manifest after its client has gone; what comes so late goes again too."""
+    server.models["somebody-elses:latest"] = {"files": {}}
+    server.pause_create_after, server.pause_s = "writing manifest", late_s
+    command = [sys.executable, "-m", "scripts.import_ollama", *arguments(results)]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    assert server.paused.wait(30)
+    process.send_signal(number)
+    error = process.communicate(timeout=30)[1]
+    assert process.returncode == 128 + number, error
+    assert ("removed openeqa-test:" in error) == (late_s == 1.0)
+    assert set(server.models) == {"somebody-elses:latest"}
     assert not (results / "ollama/import.json").exists()
 
 

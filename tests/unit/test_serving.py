@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import io
+import json
 import math
 import socket
+import subprocess
 import sys
+import threading
+import time
 import types
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import httpx
 import pytest
 
 from scripts import ask, bench_lmdeploy, check_serving, export_gguf, serve
-from scripts.lib import chat_client, llamacpp_server, lmdeploy_server, serve_settings, targets
+from scripts.lib import chat_client, llamacpp_server, lmdeploy_server, ollama_folder, serve_settings, targets
 from scripts.lib.chat_client import Message
 from scripts.lib.errors import EqaError
+from scripts.lib.files import write_manifest
 from scripts.lib.gguf_convert import tensor_type_q4_k_m
 from tests.lib import ollama_standin, raw_data, serving_data
 from tests.lib.project import ROOT
@@ -33,11 +43,139 @@ from tests.lib.project import ROOT
         ("http://gpu7/ollama/", "http://gpu7:80/ollama"),
         ("[::1]:11434", "http://[::1]:11434"),
         (":11435", "http://127.0.0.1:11435"),
+        ("::1", "http://[::1]:11434"),
+        ("::", "http://[::1]:11434"),
+        ("[::]:11500", "http://[::1]:11500"),
     ],
 )
 def test_ollama_host_is_read_as_ollama_reads_it(monkeypatch, host, url):
     monkeypatch.setenv("OLLAMA_HOST", host)
     assert chat_client.ollama_url() == url
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("127.0.0.1", "http://127.0.0.1:23333"),
+        ("0.0.0.0", "http://127.0.0.1:23333"),
+        ("::1", "http://[::1]:23333"),
+        ("[::1]", "http://[::1]:23333"),
+        ("::", "http://[::1]:23333"),
+        ("fe80::2", "http://[fe80::2]:23333"),
+        ("gpu7", "http://gpu7:23333"),
+    ],
+)
+def test_clients_ask_where_the_server_listens(host, url):
+    assert chat_client.default_url("llamacpp", host, 23333) == url
+    assert str(httpx.URL(url)) == url
+
+
+@pytest.mark.parametrize("port", [0, -1, 65536, 70000, "http", None, True])
+def test_what_is_no_port_is_one_line(port):
+    with pytest.raises(EqaError, match=r"serve\.port: .* is no port; choose one from 1 to 65535"):
+        chat_client.default_url("lmdeploy", "127.0.0.1", port)
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("http://127.0.0.1:70000", "http://127.0.0.1:70000: 70000 is no port"),
+        ("http://::1:23333", "no address"),
+        ("127.0.0.1:23333", "no http address"),
+        ("gpu7", "no http address"),
+        ("http://a\udc80b", "no address"),
+        ("", "no http address"),
+    ],
+)
+def test_an_address_that_is_none_is_one_line(url, said):
+    with pytest.raises(EqaError, match=said):
+        chat_client.ChatClient("llamacpp", url, "m")
+
+
+@pytest.mark.parametrize("key", ["schl\u00fcssel", "key\n", "key\r\nX-More: 1", " key", "a\udc80b"])
+def test_a_key_that_no_header_takes_is_named_and_not_shown(monkeypatch, key):
+    monkeypatch.setattr(chat_client.os, "environ", {chat_client.KEY_VARIABLE: key})
+    with pytest.raises(EqaError, match=f"^{chat_client.KEY_VARIABLE}: holds a line break") as caught:
+        chat_client.ChatClient("lmdeploy", "http://127.0.0.1:9", "m")
+    assert key.strip() not in str(caught.value)
+
+
+def test_a_server_that_takes_no_connection_is_given_up_soon_however_long_it_may_think():
+    timeout = chat_client.ChatClient("llamacpp", "http://x", "m", timeout_s=3600)._http.timeout
+    assert (timeout.connect, timeout.read) == (chat_client.CONNECT_S, 3600)
+
+
+# for str.splitlines these end a line; inside a JSON text they are characters like others
+ODD = "a\u2028b\u2029c\u0085d"
+
+
+@contextlib.contextmanager
+def streaming(*pieces: bytes):
+    """A server that sends these bytes as they are to every POST, each piece for itself."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(200)
+            self.end_headers()
+            for piece in pieces:
+                self.wfile.write(piece)
+                self.wfile.flush()
+                time.sleep(0.02)
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def reply_of(server: str, text: str, end: str = "\n") -> bytes:
+    """An answer of two parts as the server streams it, UTF-8 unescaped."""
+    if server == "ollama":
+        rows = [{"message": {"content": text}}, {"done": True, "prompt_eval_count": 30, "eval_count": 4}]
+        return "".join(json.dumps(row, ensure_ascii=False) + end for row in rows).encode()
+    usage = {"choices": [], "usage": {"prompt_tokens": 30, "completion_tokens": 4}}
+    rows = [json.dumps(row, ensure_ascii=False) for row in ({"choices": [{"delta": {"content": text}}]}, usage)]
+    return "".join(f"data: {row}{end}{end}" for row in [*rows, "[DONE]"]).encode()
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"], ids=["LF", "CRLF"])
+@pytest.mark.parametrize("server", chat_client.SERVERS)
+def test_only_a_line_feed_ends_a_line_of_an_answer(server, end):
+    with streaming(reply_of(server, ODD, end)) as url, chat_client.ChatClient(server, url, "m") as client:
+        assert client.ask([Message("user", "Hi")], chat_client.Decoding()) == ODD
+        assert (client.prompt_tokens, client.answer_tokens) == (30, 4)
+
+
+@pytest.mark.parametrize("server", chat_client.SERVERS)
+def test_a_character_may_come_in_two_pieces(server):
+    data = reply_of(server, ODD)
+    at = data.index("\u2028".encode()) + 1
+    with streaming(data[:at], data[at:]) as url, chat_client.ChatClient(server, url, "m") as client:
+        assert client.ask([Message("user", "Hi")], chat_client.Decoding()) == ODD
+
+
+@pytest.mark.parametrize("server", chat_client.SERVERS)
+def test_bytes_that_are_no_text_are_another_programs(server):
+    with (
+        streaming(b"\xff\xfe\n") as url,
+        chat_client.ChatClient(server, url, "m") as client,
+        pytest.raises(EqaError, match="is another program on that port"),
+    ):
+        client.ask([Message("user", "Hi")], chat_client.Decoding())
+
+
+def test_ollama_is_told_to_drop_no_turn():
+    body = chat_client.ChatClient("ollama", "http://x", "m")._ollama_body(
+        [Message("user", "Hi")], chat_client.Decoding()
+    )
+    assert body["truncate"] is False
 
 
 @pytest.mark.parametrize(
@@ -91,6 +229,71 @@ def test_eight_pictures_fit_and_nine_do_not():
 
 def test_a_server_that_names_no_context_has_the_last_word():
     ask.check_room([10**6], None, 16)
+
+
+def test_a_conversation_ends_before_the_server_would_drop_its_first_turn():
+    ask.check_next_turn(300, 300 + ask.TEXT_ALLOWANCE + 16, 16)
+    ask.check_next_turn(None, 4096, 16)
+    ask.check_next_turn(10**6, None, 16)
+    with pytest.raises(EqaError, match=r"the conversation holds 301 tokens.*context of 476; start a new one"):
+        ask.check_next_turn(301, 300 + ask.TEXT_ALLOWANCE + 16, 16)
+
+
+@pytest.mark.parametrize(("version", "cost"), [("0.24.0", 26), ("0.30.0", 1107), ("0.0.0", 1107)])
+def test_a_picture_costs_what_this_ollama_makes_of_it(version, cost):
+    with ollama_standin.serve() as server, chat_client.ChatClient("ollama", server.url, "m") as client:
+        server.version = version
+        assert ask.picture_costs(client, [(b"", 26)]) == [cost]
+        assert ask.picture_costs(client, [(b"", 4000)]) == [4000]
+
+
+def test_no_picture_of_usual_shape_costs_more_than_what_is_reserved():
+    """llama.cpp's own arithmetic (mtmd-image.cpp, calc_size_preserved_ratio), over all shapes up to four to one."""
+    most = 0
+    for width in range(32, 1025):
+        for height in range(max(32, -(-width // 4)), width + 1):
+            scale = math.sqrt(1024 * 1024 / (width * height)) / 32
+            most = max(most, math.ceil(width * scale) * math.ceil(height * scale))
+    assert most <= ollama_folder.MOST_ENLARGED_TOKENS
+    assert (
+        math.ceil(192 * 32 / math.sqrt(192 * 128)) * math.ceil(128 * 32 / math.sqrt(192 * 128)) == 1080
+    )  # as measured
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("file.txt/a.jpg", "Not a directory"), ("x" * 300 + ".jpg", "File name too long")],
+)
+def test_a_path_that_cannot_be_one_is_one_line(tmp_path, name, said):
+    (tmp_path / "file.txt").write_text("")
+    with pytest.raises(EqaError, match=f"{said}; name a picture that can be read"):
+        ask.read_pictures([tmp_path / name], 24576)
+    with pytest.raises(EqaError, match=f"{said}; name a picture that can be read"):
+        chat_client.read_image(tmp_path / name)
+
+
+def test_a_picture_that_may_not_be_read_is_one_line(tmp_path, monkeypatch):
+    """Root may read everything, so the refusal is stood in for."""
+    (picture,) = serving_data.write_pictures(tmp_path, 1)
+
+    def refuse(path: Path) -> bytes:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    with pytest.raises(EqaError, match=r"000\.jpg: Permission denied; name a picture"):
+        ask.read_pictures([picture], 24576)
+
+
+def test_a_question_that_is_no_text_is_one_line():
+    with pytest.raises(EqaError, match="--question: character 3 of the question is no UTF-8 text"):
+        list(ask.questions("Hi\udcff"))
+
+
+@pytest.mark.parametrize("errors", ["strict", "surrogateescape"])
+def test_a_line_that_is_no_text_is_one_line(monkeypatch, errors):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"Hi \xff\n"), "utf-8", errors=errors))
+    with pytest.raises(EqaError, match=r"standard input: .* no UTF-8 text"):
+        list(ask.questions(None))
 
 
 def test_pictures_are_sized_as_in_training(tmp_path):
@@ -158,6 +361,32 @@ def test_agreement_counts_identical_answers_and_lists_the_worst_first():
     assert result["agreement"] == 0.5
     assert [row["question_id"] for row in result["offenders"]] == ["c", "b"]
     assert result["token_f1"] == pytest.approx((100 + 50 + 0 + 100) / 4)
+
+
+def rows_of(*pairs: tuple[str, str]) -> list[dict]:
+    return [{"question_id": f"q{n}", "predicted": p, "served": s} for n, (p, s) in enumerate(pairs)]
+
+
+def refusal_of(*pairs: tuple[str, str]) -> str:
+    """What check_serving says against a comparison of these answers; "" where it has nothing to say."""
+    sides = [check_serving.variety([pair[side] for pair in pairs]) for side in (0, 1)]
+    try:
+        check_serving.check_variety("ollama", Path("tuned.jsonl"), *sides, len(pairs))
+    except EqaError as error:
+        return str(error)
+    return ""
+
+
+def test_agreement_of_empty_answers_is_refused_with_that_reason():
+    assert "tuned.jsonl: 3 of 3 predicted answers are empty" in refusal_of(("", ""), (" ", ""), ("\n", ""))
+    assert "tuned.jsonl: 2 of 3 predicted answers are empty" in refusal_of(("", ""), ("", ""), ("red", "red"))
+    assert refusal_of(("", ""), ("blue", "blue")) == ""
+
+
+def test_one_answer_to_everything_is_refused_where_the_predictions_differ():
+    said = refusal_of(*[("red", "red")] * 19, ("blue", "red"))
+    assert "ollama gives one and the same answer to all 20 questions, the predictions hold 2 different ones" in said
+    assert refusal_of(*[("red", "red")] * 3) == ""
 
 
 # ------------------------------------------------------------------------------------------------ bench_lmdeploy
@@ -230,6 +459,40 @@ def test_lost_requests_are_an_error(parts, said):
         bench_lmdeploy.run_round(Pipe(parts), [[], []], None)
 
 
+def lmdeploy_words(results: Path, enabled: bool) -> list[str]:
+    recipe = serving_data.recipe()
+    config = {"deliver": {"lmdeploy": enabled}, "serve": recipe["serve"], "predict": recipe["predict"]}
+    paths = ["--merged", str(results / "merged/manifest.json"), "--test", str(results / "sft/test.json")]
+    paths += ["--budget", str(results / "sft/token_budget.json"), "--config", json.dumps(config)]
+    return [*paths, "--output", str(results / "serve/lmdeploy.json")]
+
+
+def without_shard(results: Path, listed: bool) -> Path:
+    """A merged folder and a test part, one shard gone; with `listed` False its manifest does not know of it either."""
+    serving_data.write_test_part(results, ["a"])
+    manifest = serving_data.write_model_folder(results / "merged")
+    (manifest.parent / "model-00002-of-00002.safetensors").unlink()
+    if not listed:
+        manifest.unlink()
+        write_manifest(manifest.parent)
+    return manifest
+
+
+@pytest.mark.parametrize("listed", [True, False], ids=["by the manifest", "by the index"])
+def test_the_bench_names_a_missing_shard_before_it_looks_for_a_device(tmp_path, capsys, listed):
+    without_shard(tmp_path, listed)
+    assert bench_lmdeploy.main(lmdeploy_words(tmp_path, True)) == 2
+    assert "model-00002-of-00002.safetensors" in capsys.readouterr().err
+    assert not (tmp_path / "serve").exists()
+
+
+def test_a_switched_off_bench_leaves_no_plot_of_an_earlier_one(tmp_path):
+    (tmp_path / "serve").mkdir()
+    (tmp_path / "serve/lmdeploy.png").write_bytes(b"old")
+    assert bench_lmdeploy.main(lmdeploy_words(tmp_path, False)) == 0
+    assert [path.name for path in (tmp_path / "serve").iterdir()] == ["lmdeploy.json"]
+
+
 # ------------------------------------------------------------------------------------------------ serve
 
 
@@ -280,6 +543,43 @@ def test_llamacpp_server_names_a_missing_file(tmp_path, capsys):
     words = ["--model", str(tmp_path / "model-f16.gguf"), "--mmproj", str(tmp_path / "mmproj-f16.gguf")]
     assert llamacpp_server.main(words) == 2
     assert "model-f16.gguf: no such GGUF file; set deliver.gguf=true" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("listed", [True, False], ids=["by the manifest", "by the index"])
+def test_serve_names_a_missing_shard_before_anything_starts(tmp_path, capsys, monkeypatch, listed):
+    manifest = without_shard(tmp_path, listed)
+    config = tmp_path / "config.yaml"
+    config.write_text(json.dumps(serving_data.recipe()))
+    monkeypatch.chdir(tmp_path)
+    words = ["--server", "lmdeploy", "--config", str(config), "--merged", str(manifest)]
+    assert serve.main([*words, "--budget", str(tmp_path / "sft/token_budget.json")]) == 2
+    assert "model-00002-of-00002.safetensors" in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+@pytest.mark.parametrize("port", ["70000", "-1"])
+def test_serve_refuses_a_port_that_is_none(tmp_path, capsys, monkeypatch, port):
+    config = tmp_path / "config.yaml"
+    config.write_text(json.dumps(serving_data.recipe()))
+    monkeypatch.chdir(tmp_path)
+    assert serve.main(["--server", "llamacpp", "--config", str(config), "--port", port]) == 2
+    assert capsys.readouterr().err == f"serve: --port: {port} is no port; choose one from 1 to 65535\n"
+
+
+def test_a_host_that_is_no_name_is_one_line():
+    with pytest.raises(EqaError, match="no host name"):
+        serve.check_port("\u00fc" * 70, 23333)
+
+
+def test_a_start_that_takes_too_long_ends_with_the_logs_last_line_of_then(tmp_path, monkeypatch):
+    log_file = tmp_path / "serve.log"
+    log_file.write_text("starting\n")
+    monkeypatch.setattr(serve, "healthy", lambda url: log_file.write_text("starting\nout of memory\n") == 0)
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as process:
+        try:
+            with pytest.raises(EqaError, match=r"not ready after 0\.3 s; .*serve\.log ends with: out of memory"):
+                serve.wait_healthy(process, "http://127.0.0.1:9", 0.3, log_file)
+        finally:
+            process.kill()
 
 
 def test_a_port_in_use_is_one_line():
@@ -346,6 +646,24 @@ def test_metadata_with_a_path_of_this_machine_is_refused(tmp_path):
     export_gguf.check_metadata(tmp_path / "a.gguf", {"general.name": "qwen", "template": "a / b"}, tmp_path / "merged")
     with pytest.raises(EqaError, match=r"metadata general\.source=.* holds a path of this machine"):
         export_gguf.check_metadata(tmp_path / "a.gguf", {"general.source": f"{tmp_path}/x"}, tmp_path / "merged")
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (OSError("1048576 requested and 4096 written"), True),  # numpy's short write, without a number
+        (OSError(errno.ENOSPC, "No space left on device"), True),
+        (OSError(errno.EFBIG, "File too large"), True),
+        (OSError(errno.EIO, "Input/output error"), False),
+        (OSError("something else"), False),
+    ],
+)
+def test_a_disk_that_fills_up_is_told_and_nothing_else_is(tmp_path, error, told):
+    with pytest.raises(EqaError if told else OSError) as caught, export_gguf.full_disk_told(tmp_path / "gguf"):
+        raise error
+    if told:
+        assert str(caught.value).startswith(f"{tmp_path / 'gguf'}: the disk is full")
+        assert str(caught.value).endswith("free space and run again, or set deliver.gguf=false")
 
 
 # ------------------------------------------------------------------------------------------------ q4_K_M

@@ -22,6 +22,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -46,6 +47,8 @@ KEPT = "eqa_params"  # extra key of a marked record: the parameters before the m
 CLOCK_TICK_S = 0.05  # times of files lag behind the clock by a tick of the kernel, 10 ms at most
 SAME_TIME_S = 1e-6  # a float of seconds since 1970 holds a quarter of a microsecond
 MAX_LINES = 12
+MAX_SECONDS = 1e9  # of one job: 30 years
+_NO_PATH = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # control characters, halves of characters
 
 
 @dataclass
@@ -124,8 +127,9 @@ def parse_lock(text: str, name: str = str(LOCK)) -> dict[str, Job]:
         blocks = json.loads(text)
         head, *rest = blocks
         if head["lock_format"] != LOCK_FORMAT or head["snakemake_record_format"] not in RECORD_FORMATS:
+            formats = [repr(head[key])[:20] for key in ("lock_format", "snakemake_record_format")]
             raise EqaError(
-                f"{name}: lock format {head['lock_format']}, record format {head['snakemake_record_format']}; "
+                f"{name}: lock format {formats[0]}, record format {formats[1]}; "
                 f"{LOCK_FORMAT} and {', '.join(map(str, sorted(RECORD_FORMATS)))} are known; {way_out}"
             )
         jobs = [_job(block) for block in rest]
@@ -141,6 +145,11 @@ def parse_lock(text: str, name: str = str(LOCK)) -> dict[str, Job]:
 
 
 def _job(block: dict) -> Job:
+    """A job as `lock_text` wrote it.
+
+    Raises:
+        KeyError, TypeError, ValueError: anything else; `restore` takes what comes out of here without another look.
+    """
     job = Job(
         outputs=block["outputs"],
         inputs=block["inputs"],
@@ -151,15 +160,32 @@ def _job(block: dict) -> Job:
         made=block["made"],
         input_list=block.get("input_list"),
     )
-    texts = [*job.outputs, *job.outputs.values(), *job.inputs, *job.inputs.values(), job.rule, *job.params, *job.log]
-    if not job.outputs or not all(isinstance(text, str) for text in texts) or not isinstance(job.made, dict):
+    shapes = ((job.outputs, dict), (job.inputs, dict), (job.made, dict), (job.params, list), (job.log, list))
+    texts = (job.rule, *job.params, *job.log, *job.inputs, *job.inputs.values(), *job.outputs, *job.outputs.values())
+    optional = (job.code, job.made.get("machine"), job.made.get("commit"))
+    if (
+        not all(isinstance(value, shape) for value, shape in shapes)
+        or not isinstance(job.input_list, list | None)
+        or not all(isinstance(text, str) for text in (*texts, *(job.input_list or ())))
+        or not all(isinstance(text, str | None) for text in optional)
+        or not job.outputs
+    ):
         raise TypeError(f"job {block.get('job')!r} has the wrong shape")
-    if not isinstance(job.code, str | None) or not isinstance(job.input_list, list | None):
-        raise TypeError(f"job {block.get('job')!r} has the wrong shape")
+    seconds = job.made.get("seconds")
+    if seconds is not None and (type(seconds) not in (int, float) or not 0 <= seconds <= MAX_SECONDS):
+        raise ValueError(f"made.seconds={repr(seconds)[:20]} of {job.key!r}, 0 to {MAX_SECONDS:.0e} are possible")
+    for path in (*job.inputs, *job.outputs, *job.log, *(job.input_list or ())):
+        if not is_path(path):
+            raise ValueError(f"{path!r} is no path")
     for path in job.outputs:
         if os.path.isabs(path) or ".." in Path(path).parts:
             raise ValueError(f"output {path!r} leaves the project")
     return job
+
+
+def is_path(text: str) -> bool:
+    """Whether the system takes a text as a path, and a message shows it on one line."""
+    return bool(text) and not _NO_PATH.search(text)
 
 
 def read_lock(path: Path = LOCK) -> dict[str, Job]:
@@ -190,7 +216,7 @@ def record_path(folder: Path, key: str) -> Path:
 
 def read_record(key: str) -> dict:
     """Snakemake's record of an output; {} where there is none or a half-written one."""
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError, RecursionError):
         record = json.loads(record_path(METADATA, key).read_text(encoding="utf-8"))
         if isinstance(record, dict):
             return record
@@ -400,7 +426,9 @@ def listed_files(output: str) -> tuple[Path, dict] | None:
     with contextlib.suppress(OSError, ValueError, RecursionError):
         content = json.loads(path.read_text(encoding="utf-8"))
         files = content.get("files") if isinstance(content, dict) else None
-        if isinstance(files, dict) and all(isinstance(record, dict) for record in files.values()):
+        fine = isinstance(files, dict) and all(isinstance(record, dict) for record in files.values())
+        # names that the system takes as paths; one look at all of them, for there may be thousands
+        if fine and b"\0" not in "/".join(files).encode():
             return folder, files
     return None
 
@@ -554,6 +582,8 @@ def _local_jobs(old: Mapping[str, Job], cache: StatCache) -> list[Job]:
         record = next(iter(records.values()))
         inputs = dict(sorted((record.get("input_checksums") or {}).items()))
         input_list = record.get("input") or []
+        if not all(map(is_path, (*outputs, *inputs, *input_list))):
+            continue  # the lock would be refused for it
         job = Job(
             outputs=outputs,
             inputs=inputs,

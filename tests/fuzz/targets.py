@@ -10,6 +10,7 @@ import contextlib
 import copy
 import functools
 import gzip
+import hashlib
 import io
 import json
 import tarfile
@@ -219,21 +220,41 @@ def _seed_prompt(_: Path) -> list[bytes]:
 
 
 def _parse_provenance(data: bytes, folder: Path) -> None:
-    provenance.read_lock(_file(folder, "provenance.lock.json", data))
+    """What Snakemake's start makes of a lock, in a folder with one job's files."""
+    lock = _file(folder, "provenance.lock.json", data)
+    (folder / "manifest.json").write_bytes(_MANIFEST)
+    for name in ("a.json", "b.json"):
+        (folder / name).write_text(name)
+    with contextlib.chdir(folder):
+        said: list[str] = []
+        provenance.restore(provenance.Policy({"results": ("*",)}), said.append, Path(lock.name))
+        provenance.restore(provenance.Policy(), said.append, Path(lock.name))  # over the records of the first
+        provenance.read_lock(Path(lock.name))
+    outside = [path for path in folder.parent.iterdir() if path != folder]
+    if outside:
+        raise AssertionError(f"the lock wrote outside its folder: {outside[:3]}")
+
+
+_MANIFEST = b'{"files": {"b.json": {"size": 6, "sha256": "0"}}}'
 
 
 def _seed_provenance(_: Path) -> list[bytes]:
-    job = provenance.Job(
-        outputs={"results/a.json": "0" * 64},
-        inputs={"data/b.json": "1" * 64},
+    made = {"seconds": 1.5, "machine": "m", "commit": "c"}
+    fine = provenance.Job(
+        outputs={"a.json": hashlib.sha256(b"a.json").hexdigest()},
+        inputs={"b.json": f"sha256:{hashlib.sha256(b'b.json').hexdigest()}"},
         rule="score",
         code="2" * 64,
         params=["{}"],
         log=["logs/score.txt"],
-        made={"machine": "m", "commit": "c"},
+        made=made,
         input_list=None,
     )
-    return [provenance.lock_text([job]).encode(), provenance.lock_text([]).encode()]
+    listed = provenance.Job(
+        {"manifest.json": hashlib.sha256(_MANIFEST).hexdigest()}, {}, "merge", None, [], [], made, ["b.json", "x"]
+    )
+    other = provenance.Job({"results/c.json": "0" * 64, "b.json": "1" * 64}, {}, "plot", None, [], [], {})
+    return [provenance.lock_text(jobs).encode() for jobs in ([fine], [fine, listed, other], [])]
 
 
 def _parse_data_pin(data: bytes, folder: Path) -> None:

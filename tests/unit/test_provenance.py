@@ -36,7 +36,10 @@ def here(tmp_path, monkeypatch) -> Path:
 words = st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=12)
 
 
-@given(st.dictionaries(words.filter(lambda w: not os.path.isabs(w) and ".." not in Path(w).parts), words, max_size=6))
+paths = words.filter(lambda w: provenance.is_path(w) and not os.path.isabs(w) and ".." not in Path(w).parts)
+
+
+@given(st.dictionaries(paths, words, max_size=6))
 @settings(max_examples=100, deadline=None)
 def test_lock_survives_writing_and_reading(outputs):
     jobs = {name: job(name, text, made={"commit": text}) for name, text in outputs.items()}
@@ -88,6 +91,54 @@ def test_damaged_lock_is_one_line(text):
         parse_lock(text)
     assert "\n" not in str(caught.value)
     assert "it is not used" in str(caught.value)
+
+
+def changed(**values: object) -> str:
+    """ONE with some values of its job replaced."""
+    head, body = json.loads(ONE)
+    return json.dumps([head, body | values])
+
+
+MISSHAPEN = {
+    "seconds are text": changed(made={"seconds": "abc"}),
+    "seconds are a list": changed(made={"seconds": [1]}),
+    "seconds are true": changed(made={"seconds": True}),
+    "seconds are no number": changed(made={"seconds": float("nan")}),
+    "seconds of 400 digits": changed(made={"seconds": 10**400}),
+    "seconds below 0": changed(made={"seconds": -1}),
+    "commit is a number": changed(made={"commit": 1}),
+    "sha256 is a number": changed(outputs={"a": 1}),
+    "outputs are a list": changed(outputs=["a"]),
+    "log is text": changed(log="log"),
+    "params are text": changed(params="p"),
+    "inputs are text": changed(inputs="in"),
+    "input list of numbers": changed(input_list=[1]),
+    "input with a NUL": changed(inputs={"in\0": "sha256:1"}),
+    "input of half a character": changed(inputs={"\ud800": "sha256:1"}),
+    "output that forges a line": changed(outputs={"a\nprovenance: all is well": "1"}),
+    "output without a name": changed(outputs={"": "1"}),
+    "format of 5000 letters": ONE.replace('"lock_format": 1', f'"lock_format": "{"x" * 5000}"'),
+}
+
+
+@pytest.mark.parametrize("text", MISSHAPEN.values(), ids=MISSHAPEN)
+def test_start_with_a_misshapen_lock_goes_on_and_says_one_short_line(here, text):
+    (here / "a").write_text("1")
+    (here / "in").write_text("2")
+    text = text.replace("a" * 64, sha256_file(here / "a"))
+    provenance.LOCK.write_text(text)
+    said: list[str] = []
+    assert provenance.restore(Policy(), said.append) == []
+    assert len(said) == 1
+    assert said[0].startswith("provenance.lock.json: ")
+    assert "it is not used" in said[0]
+    assert "\n" not in said[0]
+    assert len(said[0]) < 500
+
+
+def test_seconds_that_are_not_known_are_no_damage():
+    for made in ({}, {"seconds": None}, {"seconds": 0}, {"seconds": 1.5, "machine": "m", "commit": ""}):
+        assert parse_lock(changed(made=made))["a"].made == made
 
 
 @given(st.binary(max_size=200))
@@ -216,7 +267,19 @@ def test_folder_fault_names_the_missing_and_the_changed_file(here):
     assert fault() is not None
 
 
-@pytest.mark.parametrize("content", ["{}", "[]", '{"files": 3}', '{"files": {"a": 1}}', '{"status": "disabled"}', "{"])
+NO_MANIFESTS = [
+    "{}",
+    "[]",
+    '{"files": 3}',
+    '{"files": {"a": 1}}',
+    '{"files": {"a\\u0000": {}}}',
+    '{"files": {"\\ud800": {}}}',
+    '{"status": "disabled"}',
+    "{",
+]
+
+
+@pytest.mark.parametrize("content", NO_MANIFESTS)
 def test_what_is_no_manifest_has_no_fault(here, content):
     old_file(here / "f/manifest.json", content)
     assert folder_fault("f/manifest.json", Policy(), StatCache(Path("cache"))) is None
@@ -300,6 +363,13 @@ def test_export_keeps_what_is_not_here_and_replaces_what_was_made_again(here):
     assert "a" in jobs, "a partial clone forgets nothing"
     provenance.export(Policy(), alive=["b"])
     assert sorted(provenance.read_lock()) == ["b"], "no rule makes it, no file is here"
+
+
+def test_job_whose_input_the_lock_cannot_name_is_left_out_of_it(here):
+    ran("a", "1")
+    ran("b", "2", input=["x\ny"], input_checksums={"x\ny": "sha256:1"})
+    provenance.export(Policy())
+    assert list(provenance.read_lock()) == ["a"]
 
 
 def test_tampered_and_marked_files_are_not_exported(here):

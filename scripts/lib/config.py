@@ -40,6 +40,10 @@ def load_yaml(path: Path) -> object:
         mark = getattr(error, "problem_mark", None)
         line = f" line {mark.line + 1}" if mark else ""
         raise EqaError(f"{path}:{line} is not YAML ({getattr(error, 'problem', error)}); mend it there") from None
+    except RecursionError:
+        raise EqaError(f"{path}: is nested too deeply to be read; mend it there") from None
+    except (ValueError, KeyError, AttributeError, TypeError) as error:  # a date of month 13, `!!int abc`, `!!bool a`
+        raise EqaError(f"{path}: has a value that is not what it says ({str(error)[:80]}); mend it there") from None
 
 
 def select(config: Mapping, keys: Iterable[str]) -> dict:

@@ -14,6 +14,7 @@ import logging
 import os
 import shutil
 import sys
+import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -59,6 +60,8 @@ def full_disk_told(output: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in FULL or (error.errno is None and "requested and" in str(error)):
+            # the converter's bar is still open and would draw itself once more behind the message
+            traceback.clear_frames(error.__traceback__)
             raise EqaError(
                 f"{output}: the disk is full or a file may not grow ({error.strerror or error}); free space and run again, "
                 "or set deliver.gguf=false"

@@ -24,7 +24,7 @@ from scripts.lib.chat_client import ChatClient, Decoding, Message, ollama_url, s
 from scripts.lib.errors import EqaError
 from scripts.lib.files import read_json, write_json, write_jsonl
 from scripts.lib.ollama_folder import MIN_VERSION_GGUF, NO_CONVERTER
-from tests.lib import build_ollama, ollama_server, serving_data
+from tests.lib import build_ollama, ollama_server, recording_proxy, serving_data
 from tests.lib.project import ROOT, call
 
 pytestmark = pytest.mark.demo
@@ -138,7 +138,8 @@ def load(results: Path, test: Path, output: Path, **serve) -> int:
     part = {key: config[key] for key in ("deliver", "serve", "predict")}
     paths = ["--merged", str(results / "merged/manifest.json"), "--modelfile", str(results / "ollama/Modelfile")]
     paths += ["--gguf", str(results / "gguf/manifest.json"), "--test", str(test), "--output", str(output)]
-    return import_ollama.main([*paths, "--config", json.dumps(part), "--frames", str(results / "frames")])
+    more = ["--frames", str(results / "frames"), "--work-dir", str(output.parent / "work")]
+    return import_ollama.main([*paths, "--config", json.dumps(part), *more])
 
 
 def test_import_creates_asks_and_records_and_what_is_served_is_what_was_predicted(
@@ -158,9 +159,11 @@ def test_import_creates_asks_and_records_and_what_is_served_is_what_was_predicte
     recipe["serve"] |= {"model_name": NAME, "agreement": AGREEMENT}
     paths = ["--server", "ollama", "--test", str(asked / "test.json"), "--predictions", str(asked / "tuned.jsonl")]
     more = ["--frames", str(results / "frames"), "--output", str(tmp_path / "check.json")]
+    more += ["--imported", str(tmp_path / "import.json")]
     assert check_serving.main([*paths, *more, "--config", json.dumps(recipe)]) == 0
     check = read_json(tmp_path / "check.json")
     assert check["agreement"] >= AGREEMENT
+    assert (check["model"], check["digest"]) == (record["model"], own_models.models()[record["model"]])
     answers = {row["question_id"]: row["served"] for row in check["answers"]}
     assert record["question"]["answer"] == answers[first["question_id"]]
 
@@ -249,6 +252,23 @@ def test_pictures_over_the_context_are_one_line(results, asked, ollama, own_mode
     assert "context" in str(caught.value)
 
 
+def test_a_conversation_over_the_context_is_one_line_and_no_answer_without_its_first_turn(
+    results, asked, ollama, own_models, tmp_path
+):
+    assert load(results, asked / "test.json", tmp_path / "import.json") == 0
+    turns = [Message("user", "Is the sofa red? " * 200), Message("assistant", "yes"), Message("user", "Why?")]
+    with ChatClient("ollama", ollama.url, NAME, num_ctx=512) as client:
+        assert client.ask(turns[1:], Decoding(4)) is not None
+        with pytest.raises(EqaError, match="context") as caught:
+            client.ask(turns, Decoding(4))
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def pictures_of(folder: Path) -> list[str]:
+    """One picture, where the test part has none."""
+    return [str(path) for path in serving_data.write_pictures(folder / "one", 1)]
+
+
 def ask(*words: str, stdin: str = "") -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "scripts.ask", "--server", "ollama", "--model", NAME, *words]
     return subprocess.run(command, cwd=ROOT, input=stdin, capture_output=True, text=True, timeout=300)
@@ -262,9 +282,18 @@ def test_ask_answers_once_and_in_a_conversation(results, asked, ollama, own_mode
     predicted = {r["question_id"]: r["prediction"] for r in map(json.loads, (asked / "tuned.jsonl").open())}
     once = ask("--raw", "--question", text, *images)
     assert once.stdout.strip() == predicted[rows[0]["question_id"]]
-    both = ask(*images, stdin="What color is the sofa?\nIs the door open?\n\n")
+    with recording_proxy.record(ollama.url) as recording:
+        questions = "What color is the sofa?\nIs the door open?\n\n"
+        both = ask("--raw", "--url", recording.url, *(images or pictures_of(tmp_path)), stdin=questions)
     assert both.returncode == 0, both.stderr
-    assert len(both.stdout.strip().splitlines()) >= 2
+    first, second = recording.chats()
+    assert first["messages"][0]["content"] == "What color is the sofa?"
+    assert len(first["messages"][0]["images"]) == len(images or pictures_of(tmp_path)) > 0
+    assert second["messages"][0] == first["messages"][0]
+    answer = second["messages"][1]
+    assert (answer["role"], both.stdout.startswith(answer["content"] + "\n")) == ("assistant", True)
+    assert second["messages"][2]["content"] == "Is the door open?"
+    assert second["truncate"] is False
     assert ask("--question", "Hi", "--model", "nobody-has-this").returncode == 2
 
 

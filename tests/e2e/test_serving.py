@@ -24,7 +24,7 @@ from scripts.lib.chat_client import KEY_VARIABLE, ChatClient, Decoding, Message,
 from scripts.lib.errors import EqaError
 from scripts.lib.files import check_manifest, read_json, write_json, write_jsonl, write_manifest
 from scripts.lib.ollama_folder import mend_for_ollama
-from tests.lib import ollama_standin, serving_data
+from tests.lib import ollama_standin, recording_proxy, serving_data
 from tests.lib.project import ROOT, call
 
 GGUF = ["uv", "run", "--frozen", "--no-sync", "--project", "envs/gguf", "python", "-m"]
@@ -218,6 +218,33 @@ def test_a_shard_cut_short_is_named_and_nothing_is_left(merged, tmp_path):
     assert not (tmp_path / "gguf").exists()
 
 
+# from the named step on, no file may grow beyond 100 kB: the kernel then cuts a write short, as a full disk does
+FULL_DISK = """
+import resource, sys
+from scripts import export_gguf
+from scripts.lib import gguf_convert
+step = sys.argv.pop(1)
+real = getattr(gguf_convert, step)
+def limited(*words):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+    return real(*words)
+setattr(gguf_convert, step, limited)
+sys.exit(export_gguf.main())
+"""
+
+
+@pytest.mark.parametrize("step", ["convert", "quantize_q4_k_m"])
+def test_a_disk_that_fills_up_during_the_export_is_one_line_and_leaves_nothing(merged, tmp_path, step):
+    words = ["--merged", str(merged), "--config", '{"deliver":{"gguf":true}}', "--output-dir", str(tmp_path / "gguf")]
+    done = call(ROOT, *GGUF[:-1], "-c", FULL_DISK, step, *words, check=False)
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith(f"export_gguf: {tmp_path / 'gguf'}: the disk is full or a file may not grow")
+    assert last.endswith("free space and run again, or set deliver.gguf=false")
+    assert not list(tmp_path.iterdir())
+
+
 # ------------------------------------------------------------------------------------------------ the server's answers
 
 
@@ -303,11 +330,35 @@ def test_ask_answers_about_pictures_as_transformers_does(workplace, server, pict
 
 
 def test_ask_holds_a_conversation(workplace, server, pictures):
-    words = ["--url", server, "--max-new-tokens", "4", str(pictures[0])]
-    once = ask(workplace, *words, "--question", "What is it?").stdout
-    both = ask(workplace, *words, stdin="What is it?\nAnd the other?\n\nnot read\n").stdout
+    """Each question carries all turns before it, the pictures in the first one, and what was answered."""
+    with recording_proxy.record(server) as recording:
+        words = ["--url", recording.url, "--max-new-tokens", "4", "--raw", *map(str, pictures[:2])]
+        once = ask(workplace, *words, "--question", "What is it?").stdout
+        both = ask(workplace, *words, stdin="What is it?\nAnd the other?\n\nnot read\n").stdout
     assert both.startswith(once)
     assert len(both) > len(once)
+    single, first, second = recording.chats()
+    assert first["messages"] == single["messages"]
+    assert [part["type"] for part in first["messages"][0]["content"]] == ["image_url", "image_url", "text"]
+    assert second["messages"][0] == first["messages"][0]
+    assert second["messages"][1] == {"role": "assistant", "content": once.removesuffix("\n")}
+    assert second["messages"][2:] == [{"role": "user", "content": "And the other?"}]
+
+
+def test_a_conversation_that_would_outgrow_the_context_ends_in_one_line(other_workplace, pictures):
+    # 512 tokens hold 160 for a question, 140 for an answer, and so 212 of what was said before
+    done = serve(other_workplace, "--background", "true", "--port", str(free_port()), "--context", "512")
+    try:
+        words = ["--url", json.loads(done.stdout)["url"], "--max-new-tokens", "140", *map(str, pictures[:7])]
+        asked = ask(other_workplace, *words, stdin="What is it?\n" * 9, check=False)
+    finally:
+        serve(other_workplace, "--stop")
+    assert asked.returncode == 2
+    (error,) = asked.stderr.strip().splitlines()
+    assert re.match(
+        r"ask: the conversation holds \d+ tokens, with 160 for the next question and 140 for its answer", error
+    )
+    assert "more than the server's context of 512; start a new one" in error
 
 
 @pytest.mark.parametrize(
@@ -318,6 +369,10 @@ def test_ask_holds_a_conversation(workplace, server, pictures):
         (["--question", "Hi", "results"], "results: a folder, no picture"),
         (["--question", "Hi", "--model", "other"], "not other; say --model qwen3-vl-openeqa"),
         (["--question", " "], "a question is wanted"),
+        (["--question", os.fsdecode(b"Hi \xff")], "character 4 of the question is no UTF-8 text"),
+        (["--question", "Hi", "results/sft/test.json/a.jpg"], "Not a directory; name a picture that can be read"),
+        (["--question", "Hi", "x" * 300 + ".jpg"], "File name too long; name a picture that can be read"),
+        (["--question", "Hi", "--url", "http://127.0.0.1:70000"], "70000 is no port; choose one from 1 to 65535"),
         (["--question", "Hi", "--url", "http://127.0.0.1:9"], "no answer from llamacpp (ConnectError); start it"),
     ],
 )
@@ -373,12 +428,15 @@ def test_what_is_served_is_what_was_predicted(workplace, server, reference):
 
 
 def test_a_served_model_that_differs_fails_and_names_the_worst(workplace, server, reference):
+    (workplace / "check.json").unlink(missing_ok=True)
     ids = [row["question_id"] for row in read_json(workplace / "results/sft/test.json")]
     write_jsonl(workplace / "tuned.jsonl", [{"question_id": i, "prediction": "something else"} for i in ids])
     done = check_serving(workplace, server, check=False)
     assert done.returncode == 2
     assert "agreement 0 < serve.agreement=0.9" in done.stderr
-    record = read_json(workplace / "check.json")
+    assert "see work/serve/failed_check_llamacpp.json" in done.stderr
+    assert not (workplace / "check.json").exists()
+    record = read_json(workplace / "work/serve/failed_check_llamacpp.json")
     assert not record["passed"]
     assert record["offenders"][0]["predicted"] == "something else"
 
@@ -433,7 +491,7 @@ def test_a_stale_pid_file_of_another_process_is_no_server(other_workplace):
     assert "nothing to stop" in done.stderr
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
 def test_a_foreground_server_stops_cleanly(other_workplace, number):
     port = free_port()
     command = [sys.executable, "-m", "scripts.serve", "--server", "llamacpp", "--port", str(port)]
@@ -448,9 +506,16 @@ def test_a_foreground_server_stops_cleanly(other_workplace, number):
             time.sleep(0.1)
     process.send_signal(number)
     process.communicate(timeout=60)
-    assert process.returncode == (0 if number == signal.SIGINT else 143)
-    with pytest.raises(httpx.ConnectError):
-        httpx.get(url, trust_env=False)
+    codes = {signal.SIGINT: 0, signal.SIGTERM: 143, signal.SIGHUP: 129, signal.SIGKILL: -9}
+    assert process.returncode == codes[number]
+    deadline = time.monotonic() + (20 if number == signal.SIGKILL else 0)  # then the kernel and uv tell the server
+    while True:
+        try:
+            httpx.get(url, trust_env=False)
+        except httpx.ConnectError:
+            break
+        assert time.monotonic() < deadline, "the server is still there"
+        time.sleep(0.2)
 
 
 def test_the_key_is_wanted_and_in_no_process_list_or_log(other_workplace):

@@ -5,13 +5,18 @@ make test-kubernetes
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
+import time
+import urllib.request
 from pathlib import Path
 
 import pytest
 
-pytest.importorskip("kubernetes_validate", reason="make test-kubernetes installs it")
+# `make test-kubernetes` has an environment of its own, and there its absence is an error
+if Path(sys.prefix).parent.name != "kubernetes":
+    pytest.importorskip("kubernetes_validate", reason="make test-kubernetes installs it")
 
 import kubernetes.client
 import kubernetes_validate
@@ -157,7 +162,7 @@ def evicted(finished_demo, tmp_path_factory):
     def evict(job: standin.Job) -> bool:
         if "train_adapter" not in job.rules or first:
             return False
-        first.extend(sorted(clone.glob("work/train/*/**/checkpoint-*/trainer_state.json")))
+        first.extend(sorted(clone.glob("work/train/*/**/checkpoint-*/complete.json")))
         return bool(first)
 
     with standin.Cluster(tmp_path_factory.mktemp("cluster"), variables(), evict) as cluster:
@@ -186,6 +191,51 @@ def test_the_second_try_asks_for_more_memory_and_the_first_one_left_its_log(evic
     assert first == int(3500 + weights / 1e6)  # rules/train.smk: beside the model's weights
     assert second == 2 * first
     assert list((clone / ".snakemake").rglob("kubernetes-logs/*.log")), output[-2000:]
+
+
+def test_what_the_cluster_made_goes_through_s3_to_a_clone_that_has_nothing_to_do(evicted, tmp_path):
+    """`dvc push` at the desk, `dvc pull` anywhere: the adapter is the cluster's, the other results the local run's."""
+    _, made, _ = evicted
+    clone = project.copy_clone(made, tmp_path / "desk")
+    keys = {"AWS_ACCESS_KEY_ID": "test-id", "AWS_SECRET_ACCESS_KEY": "test-secret", "AWS_DEFAULT_REGION": "us-east-1"}
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    # moto and DVC are in the light environment
+    line = [ROOT / ".venv/bin/python", "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    server = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=variables(**keys))
+    try:
+        url = f"http://127.0.0.1:{port}"
+        make_bucket(url)
+        call(clone, "dvc", "commit", "-f", "-q")
+        call(clone, "dvc", "remote", "add", "-q", "-f", "-d", "store", "s3://results/eqa")
+        call(clone, "dvc", "remote", "modify", "store", "endpointurl", url)
+        call(clone, "git", "add", "-A")
+        call(clone, "git", "commit", "-q", "-m", "made on a cluster")
+        call(clone, "dvc", "push", "-q", **keys)
+        fresh = tmp_path / "fresh"
+        call(tmp_path, "git", "clone", "-q", str(clone), str(fresh))
+        project.link_environments(fresh)
+        call(fresh, "dvc", "pull", "-q", **keys)
+    finally:
+        server.terminate()
+        server.wait()
+    assert "Nothing to be done" in call(fresh, "snakemake", "-n").stdout
+    adapter = "results/adapter/adapter_model.safetensors"
+    assert (fresh / adapter).read_bytes() == (made / adapter).read_bytes()
+
+
+def make_bucket(url: str) -> None:
+    """An empty bucket on moto's server, as soon as it answers."""
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            # moto asks for no signature
+            urllib.request.urlopen(urllib.request.Request(f"{url}/results", method="PUT"), timeout=10).close()
+            return
+        except OSError:
+            assert time.monotonic() < deadline, "the S3 server did not start"
+            time.sleep(0.2)
 
 
 def test_training_asks_for_one_gpu_and_tolerates_gpu_nodes(evicted):

@@ -146,8 +146,8 @@ def take(devices: Sequence[Device], count: int, folder: Path) -> list[tuple[Devi
 def assign(count: int, environ: Mapping[str, str], machine: Sequence[Device], folder: Path) -> dict[str, str]:
     """Environment of a job with `count` devices of its own; waits until so many are free.
 
-    The locks are held by this process, by what it turns into, and by the children that get `locks_held()`. A machine without a
-    GPU, and a job that wants none, are left as they are; so is a Slurm job that wants no less than what Slurm chose.
+    The locks are held by this process, by what it turns into, and by children that get `locks_held()`. A machine without
+    a GPU, and a job that wants none, are left as they are; so is a Slurm job that wants no less than what Slurm chose.
     In an allocation for several jobs (`salloc --gpus=2`, Snakemake inside) each takes its own of Slurm's devices.
 
     Raises:
@@ -189,8 +189,8 @@ def assign(count: int, environ: Mapping[str, str], machine: Sequence[Device], fo
 def locks_held(environ: Mapping[str, str] | None = None) -> tuple[int, ...]:
     """Open files of this job's device locks, for `pass_fds` of a child that works on the devices.
 
-    Python closes all files in a child otherwise: the child of a killed process would go on without the lock. (torchrun
-    starts its workers that way: they are not covered where torchrun alone is killed.)
+    Python closes all files in a child otherwise: the child of a killed process would go on without the lock. torchrun
+    does so with its ranks, which end with it.
 
     Args:
         environ: where `assign` wrote their numbers; this process's environment if left out.

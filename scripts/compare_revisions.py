@@ -10,6 +10,7 @@ both test parts hold.
 from __future__ import annotations
 
 import argparse
+import re
 import subprocess
 import sys
 import tempfile
@@ -20,6 +21,7 @@ from scripts.compare_models import compare
 from scripts.lib.cli import entry, path_argument
 from scripts.lib.errors import EqaError
 from scripts.lib.report_data import (
+    JUDGED,
     MODELS,
     Reader,
     add_judgement,
@@ -32,7 +34,7 @@ from scripts.lib.report_data import (
     number,
     text,
 )
-from scripts.score import summarise
+from scripts.score import DIGITS, grouped, summarise
 from scripts.write_report import FRAMES, write_page
 
 WORKSPACE = "workspace"
@@ -51,6 +53,7 @@ FILES = (
 OPTIONAL = ("llm_match", "models/base", "blind", "majority", "results/index/episodes", "results/metrics.json")
 SETTINGS = {"bootstrap_draws": 1000, "confidence": 0.95, "seed": 7}  # where a revision's recipe names none
 LONGEST_NAME = 40  # characters of a revision in headings
+SHORT_COMMIT = 10  # digits
 
 
 # ------------------------------------------------------------------------------------------------ reading
@@ -187,6 +190,59 @@ def shared_rows(a: Sequence[Mapping], b: Sequence[Mapping]) -> tuple[list[Mappin
     return [first[name] for name in same], [second[name] for name in same], len(both) - len(same)
 
 
+def recomputed(rows: Sequence[Mapping], settings: Mapping) -> dict:
+    """Means and intervals of scored rows as `score.summarise` gives them, LLM-Match among them where rows have marks."""
+    import numpy as np
+
+    from scripts.lib.bootstrap import intervals
+
+    def judged(part: Sequence[Mapping]) -> dict:
+        found = intervals(
+            np.array([[row[JUDGED[0]]] for row in part], dtype=np.float64),
+            [row["space"] for row in part],
+            settings["bootstrap_draws"],
+            settings["confidence"],
+            settings["seed"],
+            (0.0, 100.0),
+        )[0]
+        return {name: round(getattr(found, name), DIGITS) for name in ("value", "low", "high")}
+
+    scores = summarise(rows, settings)
+    marked = [row for row in rows if number(row.get(JUDGED[0])) is not None]
+    if marked:
+        by = {f"by_{key}": grouped(marked, key, judged) for key in ("category", "source")}
+        add_judgement(scores, (), {"overall": judged(marked), **by})
+    return scores
+
+
+def without_intervals(scores: Mapping) -> dict:
+    """Overall scores without the ends of their intervals."""
+    return {
+        "overall": {key: {"value": mapping(one).get("value")} for key, one in mapping(scores.get("overall")).items()}
+    }
+
+
+def settings_note(own: Mapping, settings: Mapping, names: tuple[str, str], recomputed: bool) -> str:
+    """What the page says where two recipes score with other settings.
+
+    Args:
+        own, settings: config section `score` of the first and of the second revision.
+        names: what the page calls them.
+        recomputed: whether the first one's intervals could be made anew.
+    """
+    differ = [
+        f"score.{key} is {own[key]} in {names[0]}, {settings[key]} in {names[1]}"
+        for key in settings
+        if own[key] != settings[key]
+    ]
+    if recomputed:
+        return f"{'; '.join(differ)}. All intervals here are computed with the settings of {names[1]}."
+    return (
+        f"{'; '.join(differ)}. Intervals here are those of {names[1]}; the scored questions of {names[0]} are not here, so "
+        "its own could not be computed anew and are left out."
+    )
+
+
 def combine(a: Mapping, b: Mapping, names: tuple[str, str]) -> dict:
     """The page's context from two sides of `read_side`.
 
@@ -195,34 +251,44 @@ def combine(a: Mapping, b: Mapping, names: tuple[str, str]) -> dict:
         names: what the page calls them.
     """
     settings = {**SETTINGS, **mapping(b["config"].get("score"))}
+    own = {**settings, **mapping(a["config"].get("score"))}
     rows_a, rows_b, changed = shared_rows(a["rows"]["tuned"], b["rows"]["tuned"])
     count_a, count_b = len(a["rows"]["tuned"]), len(b["rows"]["tuned"])
     scores = {"a": a["scores"]["tuned"], "b": b["scores"]["tuned"], "base": b["scores"]["base"]}
     shown_rows = {"a": a["rows"]["tuned"], "b": b["rows"]["tuned"], "base": b["rows"]["base"]}
     notes, pair, missing = [], {}, [*a["missing"], *b["missing"]]
-    if rows_a:
-        try:
+    same_part = len(rows_a) == count_a and len(rows_b) == count_b
+    try:
+        if own != settings:
+            # one caption speaks of all intervals of the page
+            can = bool(count_a)
+            old = scores["a"]
+            scores["a"] = old | recomputed(a["rows"]["tuned"], settings) if can else without_intervals(old)
+            notes.append(settings_note(own, settings, names, can))
+        if rows_a:
             pair = compare(rows_b, rows_a, settings)
-            if len(rows_a) != count_a or len(rows_b) != count_b:
-                # one number must be about one set of questions
-                scores |= {"a": summarise(rows_a, settings), "b": summarise(rows_b, settings)}
-                ids = {row["question_id"] for row in rows_b}
-                scores["base"] = summarise([r for r in b["rows"]["base"] if r.get("question_id") in ids], settings)
-                shown_rows = {key: [r for r in part if r.get("question_id") in ids] for key, part in shown_rows.items()}
-        except (KeyError, TypeError, ValueError) as error:
-            missing.append(
-                {"path": "results/metrics", "why": f"rows of the two revisions do not match ({clean(repr(error))})"}
-            )
-            pair = {}
-    if (count_a or count_b) and (len(rows_a) != count_a or len(rows_b) != count_b):
+        if rows_a and not same_part:
+            # one number must be about one set of questions
+            scores |= {"a": recomputed(rows_a, settings), "b": recomputed(rows_b, settings)}
+            ids = {row["question_id"] for row in rows_b}
+            scores["base"] = recomputed([r for r in b["rows"]["base"] if r.get("question_id") in ids], settings)
+            shown_rows = {key: [r for r in part if r.get("question_id") in ids] for key, part in shown_rows.items()}
+    except (KeyError, TypeError, ValueError) as error:
+        missing.append(
+            {"path": "results/metrics", "why": f"rows of the two revisions do not match ({clean(repr(error))})"}
+        )
+        pair = {}
+    if not same_part:
         notes.append(
-            f"The test parts differ: {count_a:,} questions in {names[0]}, {count_b:,} in {names[1]}. Scores here are on "
+            f"The test parts differ: {count_a:,} question{'s' * (count_a != 1)} in {names[0]}, {count_b:,} in {names[1]}. Scores here are on "
             f"the {len(rows_a):,} that both hold with the same accepted answers."
             if rows_a
             else "The two test parts share no question: their scores cannot be compared."
         )
     if changed:
-        notes.append(f"{changed:,} questions have other accepted answers in {names[1]} and are left out.")
+        many = "1 question has" if changed == 1 else f"{changed:,} questions have"
+        left = "is" if changed == 1 else "are"
+        notes.append(f"{many} other accepted answers in {names[1]} and {left} left out.")
     if text(a["base"].get("name")) != text(b["base"].get("name")):
         notes.append("The two revisions start from different base models.")
     labels = {
@@ -260,8 +326,15 @@ def combine(a: Mapping, b: Mapping, names: tuple[str, str]) -> dict:
 
 
 def short(revision: str) -> str:
-    """A revision for headings."""
+    """A revision for headings: ten digits of a commit, at most 40 characters in all."""
+    revision = re.sub(r"\b[0-9a-f]{11,64}\b", lambda found: found.group()[:SHORT_COMMIT], revision)
     return revision if len(revision) <= LONGEST_NAME else f"{revision[: LONGEST_NAME - 1]}…"
+
+
+def headings(a: str, b: str) -> tuple[str, str]:
+    """What the page calls two revisions: two different names."""
+    first, second = short(a), short(b)
+    return (first, second) if first != second else (f"{first} (A)", f"{second} (B)")
 
 
 # ------------------------------------------------------------------------------------------------ files
@@ -284,7 +357,7 @@ def run(args: argparse.Namespace) -> dict:
     """Fetch both sides, compare, write the page."""
     root = args.root.resolve()
     commits = [resolve(root, args.a, "A"), resolve(root, args.b, "B")]
-    names = (short(args.a), short(args.b)) if args.a != args.b else (f"{short(args.a)} (A)", f"{short(args.b)} (B)")
+    names = headings(args.a, args.b)
     sides = []
     with tempfile.TemporaryDirectory() as scratch:
         for commit, name, letter in zip(commits, names, "ab", strict=True):

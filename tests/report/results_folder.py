@@ -74,7 +74,8 @@ def make_results(
     kept = {row["space"] for part in parts.values() for row in part}
     parts["train"] = [row for row in rows if row["space"] not in kept]
     results = folder / "results"
-    write_json(results / "config.json", yaml.safe_load((ROOT / "config/presets/demo.yaml").read_text()))
+    recipe = yaml.safe_load((ROOT / "config/presets/demo.yaml").read_text())
+    write_json(results / "config.json", recipe | {"score": SETTINGS})
     write_json(results / "index/questions.json", {"questions": rows, "summary": {"questions": len(rows)}})
     records = [
         {"episode_history": name, "root": row["root"], "kind": "frames", "frames": 14, "status": "ok", "reason": ""}
@@ -148,27 +149,32 @@ def write_answers(folder: Path, parts: dict[str, list[dict]]) -> None:
     compare(folder)
 
 
-def score_model(folder: Path, model: str) -> None:
-    """results/metrics/{model}.* by the rule's script."""
+def score_model(folder: Path, model: str, changes: dict | None = None) -> None:
+    """results/metrics/{model}.* by the rule's script; `changes` of the settings."""
     results = folder / "results"
     code = score.main(
         [
             *("--model", model, "--predictions", str(results / f"predictions/{model}.jsonl")),
             *("--meta", str(results / f"predictions/{model}.meta.json")),
             *("--questions", str(results / "index/questions.json"), "--split", str(results / "split/split.json")),
-            *("--config", json.dumps({"score": SETTINGS}), "--output", str(results / f"metrics/{model}.json")),
+            *(
+                "--config",
+                json.dumps({"score": SETTINGS | (changes or {})}),
+                "--output",
+                str(results / f"metrics/{model}.json"),
+            ),
             *("--rows", str(results / f"metrics/{model}.questions.jsonl")),
         ]
     )
     assert code == 0
 
 
-def compare(folder: Path) -> None:
-    """results/metrics.json and comparison.json by the rule's script."""
+def compare(folder: Path, changes: dict | None = None) -> None:
+    """results/metrics.json and comparison.json by the rule's script; `changes` of the settings."""
     metrics = folder / "results/metrics"
     code = compare_models.main(
         [
-            *("--metrics-dir", str(metrics), "--config", json.dumps({"score": SETTINGS})),
+            *("--metrics-dir", str(metrics), "--config", json.dumps({"score": SETTINGS | (changes or {})})),
             *("--output", str(folder / "results/metrics.json"), "--comparison", str(metrics / "comparison.json")),
         ]
     )

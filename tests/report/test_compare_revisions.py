@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from scripts import compare_revisions
 from scripts.lib.files import read_json, read_jsonl, write_json, write_jsonl
 from tests.lib.project import call
 from tests.report.results_folder import compare, score_model
+from tests.report.test_report_in_browser import WIDTHS, violations
 
 STORED = ("results/metrics", "results/index", "results/split", "results/config.json", "results/frames", "models")
 WRONG = "quite another answer"
@@ -109,6 +111,100 @@ def test_revision_without_results_is_refused(tmp_path, capsys):
     assert "no results at this revision" in capsys.readouterr().err
 
 
+def with_confidence(repository: Path, folder: Path, value: float) -> Path:
+    """A clone whose last commit scores the same answers with another confidence."""
+    shutil.copytree(repository, folder)
+    config = read_json(folder / "results/config.json")
+    config["score"]["confidence"] = value
+    write_json(folder / "results/config.json", config)
+    for model in ("base", "tuned", "blind", "majority"):
+        score_model(folder, model, {"confidence": value})
+    compare(folder, {"confidence": value})
+    store(folder, "other confidence")
+    return folder
+
+
+def test_intervals_of_both_sides_have_the_confidence_that_the_caption_names(repository, tmp_path, open_page):
+    folder = with_confidence(repository, tmp_path / "run", 0.5)
+    stored = [call(folder, "git", "show", f"{rev}:results/metrics.json").stdout for rev in ("HEAD~1", "HEAD")]
+    wide, narrow = ({key: json.loads(text)[f"tuned_exact_match_{key}"] for key in ("low", "high")} for text in stored)
+    assert narrow["high"] - narrow["low"] < wide["high"] - wide["low"]
+    assert compare_pages(folder, "HEAD~1", "HEAD", tmp_path / "compare.html") == 0
+    page = open_page(tmp_path / "compare.html")
+    assert "with 50% intervals over rooms" in page.inner_text("figure.strip figcaption")
+    told = page.inner_text(".hero")
+    assert "score.confidence is 0.95 in HEAD~1, 0.5 in HEAD" in told
+    assert "All intervals here are computed with the settings of HEAD." in told
+    spans = page.locator(".lane.left .span, .lane.right .span").all_inner_texts()
+    assert spans == [f"{narrow['low']:.1f}–{narrow['high']:.1f}"] * 2  # the same answers in both
+
+
+def test_equal_score_settings_need_no_word(repository, tmp_path):
+    assert compare_pages(repository, "HEAD~1", "HEAD", tmp_path / "compare.html") == 0
+    assert "computed with the settings" not in (tmp_path / "compare.html").read_text()
+
+
+def test_intervals_that_cannot_be_computed_anew_are_left_out(repository, tmp_path, open_page):
+    folder = with_confidence(repository, tmp_path / "run", 0.5)
+    sides = [compare_revisions.read_side(folder, {}, name) for name in "AB"]
+    sides[0]["config"]["score"]["confidence"] = 0.95
+    sides[0]["rows"] = {model: [] for model in sides[0]["rows"]}
+    context = compare_revisions.combine(*sides, ("A", "B"))
+    top = context["overall"][0]["scores"]
+    assert top["a"]["low"] is None
+    assert top["b"]["low"] is not None
+    assert "its own could not be computed anew and are left out" in " ".join(context["notes"])
+
+
+def test_marks_of_a_judge_get_new_intervals_too():
+    row = {"category": "c", "source": "s", "question": "?", "answer": "a", "accepted": ["a"], "prediction": "a"}
+    metrics = dict.fromkeys(("exact_match", "f1", "bleu4", "rouge1", "rouge2", "rougeL", "chrf", "yes_no"), 100.0)
+    rows = [{**row, **metrics, "question_id": f"q{i}", "space": f"space{i}", "llm_match": 25.0 * i} for i in range(5)]
+    settings = {"bootstrap_draws": 400, "confidence": 0.9, "seed": 7}
+    wide = compare_revisions.recomputed(rows, settings)["overall"]["llm_match"]
+    narrow = compare_revisions.recomputed(rows, settings | {"confidence": 0.5})["overall"]["llm_match"]
+    assert wide["value"] == narrow["value"] == 50.0
+    assert wide["low"] < narrow["low"] < narrow["high"] < wide["high"]
+
+
+@pytest.mark.parametrize(
+    ("revision", "heading"),
+    [
+        ("0123456789abcdef0123456789abcdef01234567", "0123456789"),
+        ("0123456789abcdef0123456789abcdef01234567~2", "0123456789~2"),
+        ("0123456789", "0123456789"),
+        ("feature/decade", "feature/decade"),
+        ("b" * 9, "b" * 9),
+        ("long-" * 20, ("long-" * 20)[:39] + "…"),
+    ],
+)
+def test_headings_shorten_a_commit_to_ten_digits(revision, heading):
+    assert compare_revisions.short(revision) == heading
+
+
+def test_two_revisions_never_have_one_heading():
+    same = "0123456789" + "a" * 30, "0123456789" + "b" * 30
+    assert compare_revisions.headings(*same) == ("0123456789 (A)", "0123456789 (B)")
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_comparison_fits_its_width_whatever_revisions_are_called(repository, tmp_path, open_page, width):
+    call(repository, "git", "branch", "-f", "a" * 100, "HEAD~1")
+    commit = call(repository, "git", "rev-parse", "HEAD").stdout.strip()
+    for a, b in ((f"{commit}~1", commit), ("a" * 100, "HEAD")):
+        assert compare_pages(repository, a, b, tmp_path / "compare.html") == 0
+        page = open_page(tmp_path / "compare.html", width=width)
+        page.wait_for_selector("#card-0 .answers")
+        assert page.evaluate("document.documentElement.scrollWidth - window.innerWidth") <= 0
+        for part in ("h1", ".lead", ".lane .who", ".groups thead th", "#recipe th", ".answer .who span"):
+            for box in page.locator(part).all():
+                if box.is_visible():
+                    assert box.evaluate("node => node.scrollWidth - node.clientWidth") <= 1 or not box.evaluate(
+                        "node => node.clientWidth"
+                    ), part
+        assert not violations(page)
+
+
 def test_other_test_questions_are_compared_on_the_shared_ones():
     row = {"category": "c", "source": "s", "question": "?", "answer": "a", "accepted": ["a"], "prediction": "a"}
     metrics = dict.fromkeys(("exact_match", "f1", "bleu4", "rouge1", "rouge2", "rougeL", "chrf", "yes_no"), 100.0)
@@ -124,4 +220,4 @@ def test_other_test_questions_are_compared_on_the_shared_ones():
     assert [record["id"] for record in context["gallery"]["questions"]] == ["q4"]
     assert "5 questions in A, 3 in B" in context["notes"][0]
     assert "the 1 that both hold" in context["notes"][0]
-    assert context["notes"][1].startswith("1 questions have other accepted answers")
+    assert context["notes"][1].startswith("1 question has other accepted answers in B and is left out")

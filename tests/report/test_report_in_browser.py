@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -13,6 +14,14 @@ from scripts.make_demo_episodes import plan_episodes
 from tests.report.results_folder import compare, make_results, page_arguments, score_model
 
 WIDTHS = (390, 820, 1400)
+LARGE = 1636  # questions of Open-EQA
+MOST_FILLED = 60  # cards: a screen of 900 px and as much above and below hold about 20
+COUNT_FILLED = """new MutationObserver((records) => {
+  for (const one of records) for (const node of one.addedNodes) if (node.className === 'body') window.filled += 1;
+}).observe(document.getElementById('list'), { childList: true, subtree: true })"""
+COUNT_MOVED = """window.moved = 0; new MutationObserver((records) => {
+  for (const one of records) window.moved += one.addedNodes.length + one.removedNodes.length;
+}).observe(document.getElementById('list'), { childList: true })"""
 HOSTILE = {
     "markup": '<script>window.hacked = 1</script></script><img src=x onerror="window.hacked = 1"><!-- <b>bold</b>',
     "arabic": "الأريكة بجانب النافذة (3 كراسي)",
@@ -123,6 +132,40 @@ def test_order_by_change_puts_the_largest_gain_first(page_file, open_page):
     page.wait_for_selector("#list .card:first-child .badge.worse")
 
 
+def other_scores(results_folder: Path) -> str:
+    """Id of a question whose tuned answer has another token F1 than exact match."""
+    rows = read_jsonl(results_folder / "results/metrics/tuned.questions.jsonl")
+    return next(row["question_id"] for row in rows if row["f1"] not in (row["exact_match"], None))
+
+
+def told_scores(page) -> set[str]:
+    """Names of the metrics whose scores the filled cards show."""
+    titles = page.eval_on_selector_all("#list .points", "nodes => nodes.map(node => node.title)")
+    return {title.rsplit(" ", 3)[0] for title in titles if title != "no score"}
+
+
+def test_reset_shows_the_first_metrics_scores_again(page_file, open_page):
+    page = open_page(page_file)
+    page.select_option("#f-metric", label="Token F1")
+    until(page, "document.querySelectorAll('#list .points').length > 3")
+    assert told_scores(page) == {"Token F1"}
+    page.click("button[type=reset]")
+    until(page, "document.querySelector('#list .points')?.title.startsWith('Exact match')")
+    assert told_scores(page) == {"Exact match"}
+
+
+def test_link_that_takes_filters_away_shows_the_first_metrics_scores(page_file, results_folder, open_page):
+    page = open_page(page_file)
+    page.select_option("#f-metric", label="Token F1")
+    until(page, "document.querySelectorAll('#list .points').length > 3")
+    page.fill("#f-text", "no such words at all")
+    until(page, "document.querySelectorAll('#list > .card').length === 0")
+    page.evaluate(f"location.hash = '#q={other_scores(results_folder)}'")
+    page.wait_for_selector(".card.target .points")
+    assert page.eval_on_selector("#f-metric", "node => node.selectedOptions[0].textContent") == "Exact match"
+    assert told_scores(page) == {"Exact match"}
+
+
 def test_link_opens_its_question(page_file, results_folder, open_page):
     split = read_json(results_folder / "results/split/split.json")
     wanted = split["parts"]["test"][40]
@@ -192,8 +235,74 @@ def test_page_fits_its_width_and_has_no_serious_accessibility_fault(page_file, o
     for details in page.locator("main details").all():
         details.evaluate("node => { node.open = true; }")
     assert not violations(page)
+    for details in page.locator("main details").all():
+        details.evaluate("node => { node.open = false; }")
+    page.evaluate("scrollTo(0, 0)")
     page.screenshot(path=tmp_path / "page.png")
-    assert (tmp_path / "page.png").stat().st_size > 20_000  # a blank page packs into less
+    looks_right(page, tmp_path / "page.png")
+
+
+def looks_right(page, file: Path) -> None:
+    """The first screen: the theme's paper, ink on it, each model's dot in its place, and nothing drawn over it."""
+    import cv2
+    import numpy as np
+
+    picture = cv2.imread(str(file))[:, :, ::-1].astype(int)
+    paper, ink, accent = (
+        colour(page, expression)
+        for expression in (
+            "getComputedStyle(document.body).backgroundColor",
+            "getComputedStyle(document.querySelector('h1')).color",
+            "getComputedStyle(document.querySelector('.lane.right i')).backgroundColor",
+        )
+    )
+
+    def share(part: np.ndarray, wanted: list[int]) -> float:
+        return float((np.abs(part - wanted).max(axis=2) <= 12).mean())
+
+    assert share(picture, paper) > 0.6
+    title = page.locator("h1").bounding_box()
+    top, left = int(title["y"]), int(title["x"])
+    words = picture[top : top + int(title["height"]), left : left + int(title["width"])]
+    assert 0.02 < share(words, ink) < 0.5
+    for dot in page.locator(".lane i").all():
+        box = dot.bounding_box()
+        if box["y"] + box["height"] < picture.shape[0]:
+            x, y = int(box["x"] + box["width"] / 2), int(box["y"] + box["height"] / 2)
+            fill = colour(page, "getComputedStyle(node).backgroundColor", dot)
+            assert share(picture[y - 1 : y + 2, x - 1 : x + 2], fill) == 1.0
+    assert max(abs(a - b) for a, b in zip(accent, paper, strict=True)) > 60
+
+
+def colour(page, expression: str, locator=None) -> list[int]:
+    """A computed colour as [red, green, blue]."""
+    found = locator.evaluate(f"node => {expression}") if locator else page.evaluate(expression)
+    return [int(float(part)) for part in re.findall(r"[\d.]+", found)[:3]]
+
+
+def test_every_section_can_be_reached_from_the_top_of_a_phone(page_file, open_page):
+    page = open_page(page_file, width=390)
+    page.evaluate("scrollTo(0, 0)")
+    links = page.locator("nav a").all()
+    assert [link.inner_text() for link in links] == ["Results", "Questions", "Training", "Checks", "Run", "Recipe"]
+    for link in links:
+        box = link.bounding_box()
+        assert box["x"] >= 0
+        assert box["x"] + box["width"] <= 390
+        link.click()
+
+
+@pytest.mark.parametrize("best", [2, 10, 30, 50, 70, 120])
+@pytest.mark.parametrize("width", [390, 1400])
+def test_label_of_the_kept_step_is_inside_the_chart(run_folder, open_page, width, best):
+    manifest = read_json(run_folder / "results/adapter/manifest.json")
+    write_json(run_folder / "results/adapter/manifest.json", manifest | {"best_step": best})
+    assert write_report.main(page_arguments(run_folder, "none")) == 0
+    page = open_page(run_folder / "results/report/index.html", width=width)
+    mark, chart = page.locator(".box .mark").bounding_box(), page.locator(".curve .box").bounding_box()
+    assert mark["x"] >= chart["x"] - 1
+    assert mark["x"] + mark["width"] <= chart["x"] + chart["width"] + 1
+    assert page.locator(".box .mark").inner_text() == f"kept: step {best}"
 
 
 def test_paper_shows_answers_without_controls(page_file, total, open_page):
@@ -203,6 +312,18 @@ def test_paper_shows_answers_without_controls(page_file, total, open_page):
     assert page.locator("#list .answers").count() == total
     assert not page.is_visible("form.filters")
     assert page.pdf()[:5] == b"%PDF-"
+
+
+@pytest.mark.parametrize("chosen", ["system", "button"])
+def test_paper_is_white_under_a_dark_theme(page_file, open_page, chosen):
+    page = open_page(page_file, dark=chosen == "system")
+    if chosen == "button":
+        page.click("#theme")
+    assert max(colour(page, "getComputedStyle(document.body).backgroundColor")) < 80
+    page.emulate_media(media="print", color_scheme="dark" if chosen == "system" else "light")
+    assert colour(page, "getComputedStyle(document.body).backgroundColor") == [255, 255, 255]
+    assert max(colour(page, "getComputedStyle(document.querySelector('h1')).color")) < 40
+    assert max(colour(page, "getComputedStyle(document.querySelector('.fine')).color")) < 110
 
 
 def test_markup_in_answers_is_shown_as_text(run_folder, open_page):
@@ -288,6 +409,77 @@ def test_missing_pictures_are_named_and_shown_as_missing(run_folder, open_page):
         assert page.inner_text("#viewer-caption").startswith("Frame 8")
         page.keyboard.press("ArrowRight")
         assert page.inner_text("#viewer-caption").startswith("Frame 3")  # steps over what is missing
+
+
+@pytest.mark.parametrize("mode", ["embed", "link"])
+def test_viewer_steps_over_pictures_that_fail_to_load(run_folder, open_page, mode):
+    manifest = read_json(run_folder / "results/frames/manifest.json")
+    frames = manifest["episodes"][sorted(manifest["episodes"])[0]]["frames"]
+    for name in frames[1:3]:  # the head of a JPEG, so that the page takes it
+        (run_folder / "results/frames" / name).write_bytes(b"\xff\xd8\xff" + bytes(50))
+    assert write_report.main(page_arguments(run_folder, mode)) == 0
+    page = open_page(run_folder / "results/report/index.html")
+    until(page, "document.querySelectorAll('#card-0 .gone').length === 2")
+    page.locator("#card-0 .frame").first.click()
+    page.keyboard.press("ArrowRight")
+    assert page.inner_text("#viewer-caption").startswith("Frame 4 of 8")
+    page.keyboard.press("ArrowLeft")
+    assert page.inner_text("#viewer-caption").startswith("Frame 1 of 8")
+
+
+def test_viewer_closes_where_no_picture_of_an_episode_is_left(run_folder, open_page):
+    assert write_report.main(page_arguments(run_folder, "link")) == 0
+    page = open_page(run_folder / "results/report/index.html")
+    page.wait_for_selector("#card-0 .frame")
+    page.evaluate("""() => {
+        const image = document.getElementById('viewer-image');
+        document.querySelector('#card-0 .frame').click();
+        for (let i = 0; i < 8; i += 1) image.dispatchEvent(new Event('error'));
+    }""")
+    assert not page.is_visible("#viewer")
+
+
+@pytest.fixture(scope="module")
+def large_page(tmp_path_factory) -> Path:
+    """As many questions as Open-EQA has in all."""
+    folder = make_results(tmp_path_factory.mktemp("large"), copies=28, pictures=2, most=LARGE)
+    assert write_report.main(page_arguments(folder, "link")) == 0
+    return folder / "results/report/index.html"
+
+
+def test_filter_sort_and_score_of_many_questions_fill_only_cards_near_the_screen(large_page, open_page):
+    page = open_page(large_page)
+    assert page.inner_text("#count").startswith("1,636 of 1,636 questions")
+    page.wait_for_selector("#list .body")
+    steps = (
+        lambda: page.fill("#f-text", "what color"),
+        lambda: page.fill("#f-text", ""),
+        lambda: page.select_option("#f-category", index=2),
+        lambda: page.select_option("#f-category", ""),
+        lambda: page.select_option("#f-change", "better"),
+        lambda: page.select_option("#f-change", ""),
+        lambda: page.select_option("#f-sort", "up"),
+        lambda: page.select_option("#f-metric", label="Token F1"),
+        lambda: page.select_option("#f-source", index=1),
+        lambda: page.click("button[type=reset]"),
+    )
+    page.evaluate(COUNT_FILLED)
+    for number, step in enumerate(steps):
+        page.evaluate("window.filled = 0")
+        step()
+        page.wait_for_timeout(400)
+        # a card's shell is an article and a heading; what is near the screen has answers and pictures too
+        assert page.evaluate("window.filled") <= MOST_FILLED, number
+        assert page.locator("#list .body").count() <= MOST_FILLED, number
+    assert page.evaluate("document.querySelectorAll('#list *').length") < 3 * LARGE
+
+
+def test_choice_that_changes_nothing_moves_no_card(large_page, open_page):
+    page = open_page(large_page)
+    page.evaluate(COUNT_MOVED)
+    page.select_option("#f-metric", label="Token F1")  # by room: the order stays
+    page.wait_for_timeout(300)
+    assert page.evaluate("window.moved") == 0
 
 
 def test_linked_pictures_lie_beside_the_page(run_folder, open_page):

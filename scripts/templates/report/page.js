@@ -135,7 +135,10 @@
       image.loading = "lazy";
       image.decoding = "async";
       image.alt = `${name}: enlarge`;
-      image.addEventListener("error", () => button.replaceWith(el("span", "gone", "picture missing")), { once: true });
+      image.addEventListener("error", () => {
+        sources[position] = null; // the enlarged view steps over it
+        button.replaceWith(el("span", "gone", "picture missing"));
+      }, { once: true });
       image.src = source;
       button.append(image);
       button.addEventListener("click", () => openViewer(card._index, position, button));
@@ -229,11 +232,13 @@
       visible.sort((a, b) => (keys.get(a) === keys.get(b) ? a - b : keys.get(a) < keys.get(b) ? -1 : 1));
     }
     const wanted = visible.map((index) => cards[index]);
-    list.replaceChildren(...wanted);
-    wanted.forEach((card, position) => {
-      card.setAttribute("aria-posinset", position + 1);
-      card.setAttribute("aria-setsize", wanted.length);
-    });
+    if (wanted.length !== attached.length || wanted.some((card, position) => card !== attached[position])) {
+      list.replaceChildren(...wanted);
+      wanted.forEach((card, position) => {
+        card.setAttribute("aria-posinset", position + 1);
+        card.setAttribute("aria-setsize", wanted.length);
+      });
+    }
     const kept = new Set(wanted);
     for (const card of attached) if (!kept.has(card)) { watcher.unobserve(card); keeper.unobserve(card); }
     const before = new Set(attached);
@@ -242,25 +247,27 @@
     const tally = { better: 0, worse: 0, same: 0, unknown: 0 };
     for (const index of visible) tally[verdictOf(questions[index])] += 1;
     const parts = ["better", "worse", "same"].filter((name) => tally[name]).map((name) => `${tally[name].toLocaleString("en")} ${name}`);
-    count.textContent = `${visible.length.toLocaleString("en")} of ${questions.length.toLocaleString("en")} questions${parts.length ? `: ${parts.join(", ")}` : ""}${visible.length ? "" : ". Nothing fits these filters."}`;
+    count.textContent = `${visible.length.toLocaleString("en")} of ${questions.length.toLocaleString("en")} question${questions.length === 1 ? "" : "s"}${parts.length ? `: ${parts.join(", ")}` : ""}${visible.length ? "" : ". Nothing fits these filters."}`;
     list.setAttribute("aria-busy", "false");
   }
 
+  // every way to another score leads through here (the field, Reset, a link): what shows the old one is made anew
   function refresh() {
     const started = performance.now();
-    metric = Number(field.metric.value) || 0;
+    const wanted = Number(field.metric.value) || 0;
+    const stale = wanted === metric ? [] : cards.filter((card) => card._full);
+    metric = wanted;
+    for (const card of stale) { card._full = false; card.querySelector(".body")?.remove(); }
     show(chosen());
+    // the observer tells only of changes, and these may stay where they are
+    const kept = new Set(attached);
+    for (const card of stale) if (kept.has(card)) { watcher.unobserve(card); watcher.observe(card); }
     root.dataset.filterMs = (performance.now() - started).toFixed(1);
   }
 
   let waiting = 0;
   field.text.addEventListener("input", () => { cancelAnimationFrame(waiting); waiting = requestAnimationFrame(refresh); });
-  for (const name of ["category", "source", "change", "sort"]) field[name].addEventListener("change", refresh);
-  field.metric.addEventListener("change", () => {
-    for (const card of cards) if (card._full) { card._full = false; card.querySelector(".body")?.remove(); }
-    refresh();
-    for (const card of attached) { watcher.unobserve(card); watcher.observe(card); }
-  });
+  for (const name of ["category", "source", "change", "metric", "sort"]) field[name].addEventListener("change", refresh);
   const form = field.text.form;
   form.addEventListener("submit", (event) => event.preventDefault());
   form.addEventListener("reset", () => setTimeout(refresh));
@@ -316,11 +323,19 @@
   }
   function step(by, to) {
     const sources = framesOf(questions[open.index].e);
+    if (!sources.some(Boolean)) { viewer.close(); return; }
     let position = to ?? open.position;
     do position = (position + by + sources.length) % sources.length; while (!sources[position]);
     open.position = position;
+    open.by = by;
     paintViewer();
   }
+  // one whose small picture was not wanted yet fails here first
+  image.addEventListener("error", () => {
+    if (!open) return;
+    framesOf(questions[open.index].e)[open.position] = null;
+    step(open.by ?? 1);
+  });
   byId("viewer-back").addEventListener("click", () => step(-1));
   byId("viewer-next").addEventListener("click", () => step(1));
   byId("viewer-close").addEventListener("click", () => viewer.close());

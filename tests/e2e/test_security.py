@@ -6,6 +6,7 @@ The run has a network of its own without any connection (where the system allows
 from __future__ import annotations
 
 import json
+import os
 import re
 import secrets
 import shutil
@@ -20,6 +21,7 @@ import yaml
 
 from scripts.lib.files import read_json, read_jsonl
 from tests.lib import project, raw_data
+from tests.lib.chat_server import Answer, Server, completion, serving
 
 pytestmark = pytest.mark.demo
 # drawn, not written here: the clone holds this file too
@@ -107,7 +109,12 @@ def hostile_run(finished_demo, tmp_path_factory):
             stdout=log,
             stderr=subprocess.STDOUT,
         )
-        time.sleep(0.5)  # until unshare has made the network
+        while (
+            apart
+            and process.poll() is None
+            and os.readlink(f"/proc/{process.pid}/ns/net") == os.readlink("/proc/self/ns/net")
+        ):
+            time.sleep(0.01)  # until unshare has made the network
         listeners = Listeners(process.pid)
         listeners.start()
         code = process.wait(timeout=900)
@@ -148,16 +155,52 @@ def test_page_shows_markup_as_text(hostile_run):
     assert "<script>alert" not in card
 
 
-def test_no_secret_is_written_anywhere(hostile_run):
+def files_with_secrets(folder: Path) -> tuple[int, list[str]]:
+    """How many files there are, and which hold a secret."""
+    files = [path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
+    leaks = [
+        f"{name} in {path}" for path in files for name, key in SECRETS.items() if key.encode() in path.read_bytes()
+    ]
+    return len(files), leaks
+
+
+def judged(folder: Path, answer: Answer, log: str) -> tuple[int, Server]:
+    """Have the tuned model's answers judged by a server of the test; its key ends in a carriage return."""
+    recipe = yaml.safe_load((folder / "config/config.yaml").read_text())
+    recipe["deliver"]["llm_match"] = True
+    with serving(answer) as server, (folder / log).open("w") as output:
+        recipe["judge"] |= {"url": server.url, "requests_per_minute": 6000}
+        (folder / "config/config.yaml").write_text(yaml.safe_dump(recipe))
+        done = subprocess.run(
+            ["snakemake", "--cores", "2", "results/metrics/llm_match_tuned.json"],
+            cwd=folder,
+            env=project.environment(**SECRETS | {"EQA_JUDGE_API_KEY": SECRETS["EQA_JUDGE_API_KEY"] + "\r"}),
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            timeout=300,
+        )
+    return done.returncode, server
+
+
+def test_no_secret_is_written_anywhere_though_a_judge_repeats_it(hostile_run):
     folder, _, _ = hostile_run
-    looked = 0
-    for path in folder.rglob("*"):
-        if path.is_file() and not path.is_symlink():
-            data = path.read_bytes()
-            looked += 1
-            for name, secret in SECRETS.items():
-                assert secret.encode() not in data, f"{name} in {path}"
+    key = SECRETS["EQA_JUDGE_API_KEY"]
+    said = {"error": f"Bearer {key}"}
+    code, server = judged(folder, lambda number, body: (400, {}, said), "refused.log")
+    assert code == 1
+    assert set(server.keys) == {f"Bearer {key}"}
+    assert "Bearer ***" in (folder / "refused.log").read_text()
+    looked, leaks = files_with_secrets(folder)
     assert looked > 1000  # results, logs, .snakemake, the DVC cache, git
+    assert not leaks
+    # at first it is out of order, and says so with the key
+    code, server = judged(
+        folder, lambda number, body: (500, {}, said) if number == 0 else (200, {}, completion("3")), "judged.log"
+    )
+    assert code == 0, (folder / "judged.log").read_text()[-3000:]
+    assert set(server.keys) == {f"Bearer {key}"}
+    assert read_json(folder / "results/metrics/llm_match_tuned.json")["overall"]["value"] == 50.0
+    assert not files_with_secrets(folder)[1]
 
 
 def test_nothing_listens_and_nothing_needs_a_network(hostile_run):

@@ -31,17 +31,14 @@ MEMORY_MB = 2048
 LONGEST_INPUT = 1 << 16
 
 
-def command(target: str, seconds: float, seed: int = 0) -> list[str]:
-    """The process that fuzzes one target."""
-    program = [sys.executable, "-m", "tests.fuzz.fuzz", "--target", target]
-    return [*program, "--seconds", f"{seconds:g}", "--seed", str(seed)]
-
-
-def fuzz_each(names: list[str], seconds: float, seed: int = 0) -> Iterator[tuple[str, subprocess.CompletedProcess]]:
+def fuzz_each(names: list[str], *options: str) -> Iterator[tuple[str, subprocess.CompletedProcess]]:
     """Each target in a process of its own, as many at a time as there are cores; gives them as they end, in order."""
 
     def one(name: str) -> tuple[str, subprocess.CompletedProcess]:
-        return name, subprocess.run(command(name, seconds, seed), cwd=ROOT, capture_output=True, text=True)
+        program = [sys.executable, "-m", "tests.fuzz.fuzz", "--target", name, *options]
+        # a fixed hash seed: with the same seed and number of inputs it meets the same inputs anywhere
+        environment = os.environ | {"PYTHONHASHSEED": "0"}
+        return name, subprocess.run(program, cwd=ROOT, env=environment, capture_output=True, text=True)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         yield from pool.map(one, names)
@@ -50,7 +47,7 @@ def fuzz_each(names: list[str], seconds: float, seed: int = 0) -> Iterator[tuple
 def fuzz_all(names: list[str], seconds: float) -> int:
     """Fuzz each target and print what came of it; the number that broke."""
     broken = 0
-    for name, done in fuzz_each(names, seconds):
+    for name, done in fuzz_each(names, "--seconds", f"{seconds:g}"):
         print(f"{name:22} {'ok' if done.returncode == 0 else 'BROKEN'}  {_counted(done.stderr)}", flush=True)
         if done.returncode:
             broken += 1
@@ -76,6 +73,9 @@ def main() -> int:
     parser.add_argument("--target", help="one parser; all without it")
     parser.add_argument("--seconds", type=float, default=60, help="for each parser")
     parser.add_argument("--seed", type=int, default=0, help="of the mutations; 0 draws one")
+    parser.add_argument(
+        "--runs", type=int, help="end after so many inputs, from the seeds alone: the same at each call"
+    )
     parser.add_argument("--file", type=Path, help="parse this file once instead")
     args = parser.parse_args()
     with atheris.instrument_imports(include=["scripts"]):
@@ -89,12 +89,12 @@ def main() -> int:
     for left in kept.glob("own-*"):
         if not is_alive(int(left.name.removeprefix("own-"))):
             shutil.rmtree(left, ignore_errors=True)
-    scratch = kept / f"own-{os.getpid()}/scratch"
+    scratch = kept / f"own-{os.getpid()}/work/scratch"
     scratch.mkdir(parents=True)
     if args.file:
         print(attempt(target, args.file.read_bytes(), scratch) or "accepted")
         return 0
-    corpus = kept / "corpus"
+    corpus = (kept if args.runs is None else scratch.parents[1]) / "corpus"
     corpus.mkdir(parents=True, exist_ok=True)
     for number, seed in enumerate(target.seeds(scratch)):
         (corpus / f"seed{number}").write_bytes(seed)
@@ -102,6 +102,9 @@ def main() -> int:
         (corpus / f"crash-{crash.name}").write_bytes(crash.read_bytes())
     options = [f"-max_total_time={args.seconds:g}", f"-timeout={HANG_S}", f"-rss_limit_mb={MEMORY_MB}"]
     options += [f"-max_len={LONGEST_INPUT}", f"-artifact_prefix={kept}/", f"-seed={args.seed}"]
+    if args.runs is not None:
+        # without what depends on times and addresses: values of comparisons, weights of inputs
+        options += [f"-runs={args.runs}", "-use_cmp=0", "-entropic=0"]
 
     def mutate(data: bytes, longest: int, seed: int) -> bytes:
         """One value of a parsed text replaced by a hostile one, half of the time: bytes alone rarely stay JSON."""

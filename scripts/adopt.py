@@ -22,6 +22,7 @@ from scripts.lib.safetensors_heads import read_head
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 KEPT_FILES = (*ADAPTER_FILES, "training_args.yaml", "trainer_state.json", "train_results.json", "README.md")
+MOST_SHOWN = 60  # characters of a foreign value in a message or a note
 LORA_A = re.compile(r"\.lora_A\.(?:\w+\.)?weight$")
 
 
@@ -37,6 +38,17 @@ def tensor_shapes(path: Path) -> dict[str, list[int]]:
         raise EqaError(f"{path}: no whole safetensors file ({error}); copy it again") from None
 
 
+def shown(value: object) -> str:
+    """A foreign value for a message: of some bytes of YAML aliases Python's own text has gigabytes."""
+    if isinstance(value, str):
+        return repr(value[:MOST_SHOWN]) + ("..." if len(value) > MOST_SHOWN else "")
+    if value is None or isinstance(value, bool | float):
+        return str(value)
+    if isinstance(value, int):
+        return str(value) if abs(value) < 10**MOST_SHOWN else f"a number of {value.bit_length()} bits"
+    return {list: "a list", dict: "a mapping"}.get(type(value), f"a {type(value).__name__}")
+
+
 def check_adapter(folder: Path, arguments: Mapping) -> dict:
     """Compare adapter_config.json, the weights and the training arguments with each other.
 
@@ -48,31 +60,60 @@ def check_adapter(folder: Path, arguments: Mapping) -> dict:
     config_path, weights_path = (folder / name for name in ADAPTER_FILES)
     config = read_json(config_path, "adapter configuration")
     rank = config.get("r") if isinstance(config, dict) else None
-    if not isinstance(rank, int):
+    if not isinstance(rank, int) or isinstance(rank, bool):
         raise EqaError(
             f"{config_path}: no LoRA configuration (no 'r'); name the folder that LLaMA-Factory trained into"
         )
     if not weights_path.is_file():
         raise EqaError(f"{weights_path}: missing; name the folder that LLaMA-Factory trained into")
     shapes = tensor_shapes(weights_path)
-    ranks = {shape[0] for name, shape in shapes.items() if LORA_A.search(name)}
+    ranks = {shape[0] if shape else 0 for name, shape in shapes.items() if LORA_A.search(name)}
     if ranks != {rank}:
+        found = ", ".join(map(str, sorted(ranks)[:5])) or "of no tensor"
         raise EqaError(
-            f"{weights_path}: LoRA rank {sorted(ranks)}, {config_path.name} says r={rank}; these are two runs"
+            f"{weights_path}: LoRA rank {found}, {config_path.name} says r={shown(rank)}; these are two runs"
         )
     if "lora_rank" in arguments and arguments["lora_rank"] != rank:
         raise EqaError(
-            f"{folder}: training_args.yaml: lora_rank={arguments['lora_rank']}, adapter: r={rank}; these are two runs"
+            f"{folder}: training_args.yaml: lora_rank={shown(arguments['lora_rank'])}, adapter: r={shown(rank)}; "
+            "these are two runs"
         )
     notes = []
     if arguments.get("quantization_bit") and arguments.get("quantization_method") not in (None, "bnb"):
         notes.append(
-            f"quantization_method={arguments['quantization_method']} matches no branch of LLaMA-Factory 0.9.5: "
+            f"quantization_method={shown(arguments.get('quantization_method'))} matches no branch of LLaMA-Factory 0.9.5: "
             "trained without quantization"
         )
     if arguments.get("val_size"):
-        notes.append(f"val_size={arguments['val_size']} split by question: validation shares episodes with training")
+        notes.append(
+            f"val_size={shown(arguments['val_size'])} split by question: validation shares episodes with training"
+        )
     return {"rank": rank, "tensors": len(shapes), "notes": notes}
+
+
+def read_questions(path: Path) -> list[dict]:
+    """The questions of results/index/questions.json, or of a raw question file.
+
+    Raises:
+        EqaError: neither of the two, or a question without id, question or answer; names file, position and key.
+    """
+    content = read_json(path, "question index")
+    rows = content.get("questions") if isinstance(content, dict) else content
+    if not isinstance(rows, list):
+        raise EqaError(f"{path}: no list of questions; name results/index/questions.json")
+    for number, row in enumerate(rows, 1):
+        for key in ("question_id", "question", "answer"):
+            if not isinstance(row, dict) or not is_text(row.get(key)):
+                raise EqaError(f"{path}: question {number} has no text {key}; name results/index/questions.json")
+    return rows
+
+
+def is_text(value: object) -> bool:
+    """Whether a value is a text that UTF-8 can hold."""
+    try:
+        return isinstance(value, str) and value.encode() is not None
+    except UnicodeEncodeError:  # half of a character
+        return False
 
 
 def join_predictions(rows: Sequence[Mapping], questions: Sequence[Mapping], path: Path) -> tuple[list[dict], int]:
@@ -89,7 +130,7 @@ def join_predictions(rows: Sequence[Mapping], questions: Sequence[Mapping], path
     joined: dict[str, str] = {}
     lost = 0
     for number, row in enumerate(rows, 1):
-        if not all(isinstance(row.get(key), str) for key in ("prompt", "predict", "label")):
+        if not all(is_text(row.get(key)) for key in ("prompt", "predict", "label")):
             raise EqaError(f"{path}: line {number} is no row with prompt, predict and label; make the file again")
         asked = [q for q in by_answer.get(row["label"].strip(), []) if q["question"].strip() in row["prompt"]]
         longest = max((len(q["question"].strip()) for q in asked), default=0)
@@ -122,7 +163,7 @@ def run(train: Path, predict: Path | None, questions: Path | None, name: str, ro
     generated = predict / "generated_predictions.jsonl" if predict else None
     if generated:
         rows = read_jsonl(generated, "predictions file")
-        known = read_json(questions, "question index")["questions"] if questions else []
+        known = read_questions(questions) if questions else []
         joined, lost = join_predictions(rows, known, generated)
     sources = {file: train / file for file in KEPT_FILES if (train / file).is_file()}
     if generated:
@@ -130,7 +171,10 @@ def run(train: Path, predict: Path | None, questions: Path | None, name: str, ro
     target = root / name
     if (target / "manifest.json").is_file():
         old = read_json(target / "manifest.json", "manifest")
-        if any(old.get("files", {}).get(file, {}).get("sha256") != sha256_file(path) for file, path in sources.items()):
+        listed = old.get("files") if isinstance(old, dict) else None
+        if not isinstance(listed, dict) or not all(isinstance(record, dict) for record in listed.values()):
+            raise EqaError(f"{target}/manifest.json: no manifest; choose another --name or remove {target}")
+        if any(listed.get(file, {}).get("sha256") != sha256_file(path) for file, path in sources.items()):
             raise EqaError(f"{target}: holds other results under this name; choose another --name or remove it")
     with atomic_folder(target) as part:
         for file, path in sorted(sources.items()):
@@ -153,7 +197,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="adopt", description="Enter LLaMA-Factory's own results as artifacts.")
     parser.add_argument("--train", type=path_argument, required=True, help="output_dir of the training")
     parser.add_argument("--predict", type=path_argument, help="output_dir of the prediction")
-    parser.add_argument("--questions", type=path_argument, help="results/index/questions.json, to give rows their ids")
+    parser.add_argument(
+        "--questions",
+        type=path_argument,
+        help="results/index/questions.json or a raw question file, to give rows their ids",
+    )
     parser.add_argument("--name", required=True, help="folder under adopted/")
     return parser
 

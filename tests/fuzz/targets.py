@@ -331,6 +331,20 @@ def _seed_adapter_config(_: Path) -> list[bytes]:
     return [json.dumps({"r": 8, "lora_alpha": 16, "target_modules": ["q_proj"], "peft_type": "LORA"}).encode()]
 
 
+def _parse_adapter_arguments(data: bytes, folder: Path) -> None:
+    """The training arguments beside such an adapter; notes on them are kept."""
+    _parse_adapter_config(b'{"r": 8}', folder)
+    arguments = config.load_yaml(_file(folder, "training_args.yaml", data))
+    if isinstance(arguments, dict):
+        notes = "".join(adopt.check_adapter(folder, arguments)["notes"])
+        if len(notes.encode("utf-8")) > 1000:
+            raise AssertionError(f"notes of {len(notes)} characters")
+
+
+def _seed_adapter_arguments(_: Path) -> list[bytes]:
+    return [b"lora_rank: 8\nquantization_bit: 4\nquantization_method: bitsandbytes\nval_size: 0.125\nlr: 1.0e-4\n"]
+
+
 # ------------------------------------------------------------------------------------------------ answers
 
 
@@ -354,6 +368,18 @@ def _parse_tutorial_predictions(data: bytes, folder: Path) -> None:
 def _seed_tutorial_predictions(_: Path) -> list[bytes]:
     row = {"prompt": "user\nWhat is on the table?\nassistant\n", "predict": "a lamp", "label": "A lamp"}
     return [(json.dumps(row) + "\n").encode() * 2]
+
+
+def _parse_tutorial_questions(data: bytes, folder: Path) -> None:
+    rows = adopt.read_questions(_file(folder, "questions.json", data))
+    row = {"prompt": "user\nWhat is on the table?\nassistant\n", "predict": "a lamp", "label": "A lamp"}
+    joined, _ = adopt.join_predictions([row], rows, folder / "generated_predictions.jsonl")
+    files.write_jsonl(folder / "predictions.jsonl", joined)
+
+
+def _seed_tutorial_questions(_: Path) -> list[bytes]:
+    rows = [raw_data.question(_EPISODE, number) for number in range(2)]
+    return [json.dumps(rows).encode(), json.dumps({"questions": rows[:1]}).encode()]
 
 
 def _parse_judge_reply(data: bytes, _: Path) -> None:
@@ -449,8 +475,10 @@ TARGETS: dict[str, Target] = {
     "manifest": Target(_parse_manifest, _seed_manifest),
     "model_config": Target(_parse_model_config, _seed_model_config),
     "adapter_config": Target(_parse_adapter_config, _seed_adapter_config),
+    "adapter_arguments": Target(_parse_adapter_arguments, _seed_adapter_arguments),
     "predictions": Target(_parse_predictions, _seed_predictions),
     "tutorial_predictions": Target(_parse_tutorial_predictions, _seed_tutorial_predictions),
+    "tutorial_questions": Target(_parse_tutorial_questions, _seed_tutorial_questions),
     "judge_reply": Target(_parse_judge_reply, _seed_judge_reply, (ValueError,)),
     "openai_stream": Target(_served("llamacpp", "chat"), _seed_openai_stream),
     "openai_models": Target(_served("lmdeploy", "models"), _seed_openai_models),
@@ -471,15 +499,21 @@ HOSTILE: tuple[object, ...] = (
 )  # fmt: skip
 
 
+MOST_PLACES = 10_000  # YAML's aliases make millions of nodes of some bytes
+
+
 def places(value: object, at: tuple = ()) -> list[tuple]:
-    """Paths of all nodes of a parsed JSON or YAML value."""
+    """Paths of all nodes of a parsed JSON or YAML value.
+
+    Raises:
+        ValueError: more than MOST_PLACES.
+    """
     found = [at]
-    if isinstance(value, dict):
-        for key in value:
-            found += places(value[key], (*at, key))
-    elif isinstance(value, list):
-        for number, item in enumerate(value):
-            found += places(item, (*at, number))
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in items:
+        found += places(item, (*at, key))
+        if len(found) > MOST_PLACES:
+            raise ValueError("too many nodes")
     return found
 
 

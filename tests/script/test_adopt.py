@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import struct
 from pathlib import Path
 
@@ -16,7 +17,7 @@ def safetensors(path: Path, shapes: dict[str, list[int]]) -> None:
     """A safetensors file of float32 zeros."""
     header, end = {}, 0
     for name, shape in shapes.items():
-        size = 4 * shape[0] * shape[1]
+        size = 4 * math.prod(shape)
         header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [end, end + size]}
         end += size
     text = json.dumps(header).encode()
@@ -85,6 +86,67 @@ def test_contradiction_or_damage_is_refused_in_one_line(saves, tmp_path, capsys,
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert word in line
     assert not (tmp_path / "adopted").exists()
+
+
+BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
+    f"{new}: &{new} [{','.join([f'*{old}'] * 9)}]\n" for old, new in ("ab", "bc", "cd", "de", "ef", "fg", "gh")
+)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "word"),
+    [
+        ("questions.json", "{}", "no list of questions"),
+        ("questions.json", '[{"question_id": "q1", "question": "Is it dark?"}]', "question 1 has no text answer"),
+        ("questions.json", '{"questions": [1]}', "question 1 has no text question_id"),
+        ("questions.json", '[{"question_id": "\\ud800", "question": "a", "answer": "b"}]', "no text question_id"),
+        ("saves/train/training_args.yaml", "a: " + "[" * 600 + "]" * 600, "nested too deeply"),
+        ("saves/train/training_args.yaml", "a: 2024-99-99", "not what it says"),
+        ("saves/train/training_args.yaml", "a: !!bool x", "not what it says"),
+        ("saves/train/training_args.yaml", "a: !!timestamp x", "not what it says"),
+        ("saves/train/training_args.yaml", f"lora_rank: {'9' * 4000}", "two runs"),
+        ("saves/train/training_args.yaml", f"{BOMB}lora_rank: *h", "lora_rank=a list, adapter: r=8"),
+        ("saves/train/adapter_config.json", '{"r": true}', "no LoRA configuration"),
+        ("saves/train/adapter_config.json", f'{{"r": {"9" * 4000}}}', "a number of"),
+        ("saves/eval/generated_predictions.jsonl", '{"prompt": "", "predict": "\\ud800", "label": ""}', "line 1"),
+        ("adopted/x/manifest.json", "[]", "no manifest; choose another --name"),
+        ("adopted/x/manifest.json", '{"files": []}', "no manifest; choose another --name"),
+        ("adopted/x/manifest.json", '{"files": {"README.md": 1}}', "no manifest; choose another --name"),
+    ],
+)
+def test_foreign_file_of_another_shape_is_refused_in_one_short_line(saves, tmp_path, capsys, file, content, word):
+    (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / file).write_text(content)
+    assert adopt("--name", "x") == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert word in line
+    assert len(line) < 500
+    assert not (tmp_path / "adopted/x/NOTES.txt").exists()
+
+
+def test_tensor_without_a_side_has_no_rank(saves, capsys):
+    safetensors(saves / "train/adapter_model.safetensors", {"m.q.lora_A.weight": []})
+    assert adopt("--name", "x") == 2
+    assert "LoRA rank 0, adapter_config.json says r=8" in capsys.readouterr().err
+
+
+def test_raw_question_file_gives_rows_their_ids_too(saves, tmp_path):
+    index = json.loads((tmp_path / "questions.json").read_text())
+    (tmp_path / "questions.json").write_text(json.dumps(index["questions"]))
+    assert adopt("--name", "x") == 0
+    assert check_manifest(tmp_path / "adopted/x/manifest.json")["predictions"]["joined"] == 1
+
+
+def test_notes_on_some_bytes_of_aliases_are_short(saves, tmp_path):
+    (saves / "train/training_args.yaml").write_text(
+        f"{BOMB}val_size: *h\nquantization_bit: 4\nquantization_method: *h\n"
+    )
+    assert len((saves / "train/training_args.yaml").read_text()) < 400
+    assert adopt("--name", "x") == 0
+    notes = (tmp_path / "adopted/x/NOTES.txt").read_text()
+    assert "val_size=a list" in notes
+    assert "quantization_method=a list" in notes
+    assert len(notes) < 300
 
 
 def _cut(path: Path) -> None:

@@ -28,6 +28,10 @@ from scripts.lib.threads import one_thread
 
 log = logging.getLogger(__name__)
 
+# How much of the adapter's effect the merged model must have. A right merge has 1; where the adapter does less than the type
+# of the weights rounds away, the shared rounding of the base makes it 0.5; one without the adapter has 0
+STRENGTH = (0.25, 1.5)
+COLUMNS = 8192  # words of each position that the strength is taken from, evenly spaced
 LAST_POSITIONS = 32  # of each prompt whose logits are compared; with the answer's they cover the question's end
 
 
@@ -38,15 +42,33 @@ def spread_sample(rows: Sequence[Mapping], count: int) -> list[Mapping]:
     return [ordered[i * len(ordered) // count] for i in range(count)]
 
 
-def verdict(differences: Sequence[float], same: Sequence[bool], merge: Mapping) -> dict:
+def strength(products: Sequence[tuple[float, float]]) -> float | None:
+    """The share of the adapter's effect that the merged model has, by least squares over the logits.
+
+    The largest difference alone cannot tell a merge that left a weak adapter out: in bfloat16 its tolerance has to let
+    rounding pass, which is as large.
+
+    Args:
+        products: of each question, (merged - base) . (adapted - base) and (adapted - base) . (adapted - base).
+    Returns:
+        1 for a right merge; None where the adapter changes nothing.
+    """
+    whole = sum(square for _, square in products)
+    return sum(product for product, _ in products) / whole if whole > 0 else None
+
+
+def verdict(
+    differences: Sequence[float], same: Sequence[bool], merge: Mapping, found_strength: float | None = None
+) -> dict:
     """What verify.json says.
 
     Args:
         differences: largest absolute logit difference of each question.
         same: whether its greedy answers are identical.
         merge: config merge.
+        found_strength: of `strength`.
     Raises:
-        EqaError: over merge.tolerance, or not a number.
+        EqaError: over merge.tolerance, or not a number; too little or too much of the adapter.
     """
     largest = max(differences)
     if not all(map(math.isfinite, differences)) or largest > merge["tolerance"]:
@@ -55,7 +77,14 @@ def verdict(differences: Sequence[float], same: Sequence[bool], merge: Mapping) 
             f"merge.tolerance={merge['tolerance']:g}, {sum(same)} of {len(same)} greedy answers are identical "
             f"({merge['dtype']}); merge again, or raise merge.tolerance if the type of the weights explains it"
         )
+    if found_strength is not None and not STRENGTH[0] <= found_strength <= STRENGTH[1]:
+        raise EqaError(
+            f"results/merged is not base + adapter: it has {found_strength:.2f} times the adapter's effect on the logits, "
+            f"{STRENGTH[0]:g} to {STRENGTH[1]:g} pass ({merge['dtype']}, largest difference {largest:.3g}); merge again: "
+            "snakemake --force results/merged/manifest.json"
+        )
     return {
+        "adapter_strength": found_strength,
         "largest_logit_difference": largest,
         "mean_logit_difference": sum(differences) / len(differences),
         "tolerance": merge["tolerance"],
@@ -101,14 +130,19 @@ def run(args: argparse.Namespace) -> dict:
         for question in track(questions, "answers", name="base + adapter")
     ]
     wanted = [_logits(model, q, answer, device) for q, answer in zip(questions, first, strict=True)]
+    with model.disable_adapter():
+        plain = [_some(_logits(model, q, answer, device)) for q, answer in zip(questions, first, strict=True)]
     del model
     model = load_model(merged, None, dtype, device)
-    differences, same = [], []
-    pairs = list(zip(questions, first, wanted, strict=True))
-    for question, answer, logits in track(pairs, "answers", name="merged"):
-        differences.append(float((_logits(model, question, answer, device) - logits).abs().max()))
+    differences, same, products = [], [], []
+    pairs = list(zip(questions, first, wanted, plain, strict=True))
+    for question, answer, logits, without in track(pairs, "answers", name="merged"):
+        got = _logits(model, question, answer, device)
+        differences.append(float((got - logits).abs().max()))
+        effect = _some(logits) - without
+        products.append((float(((_some(got) - without) * effect).sum()), float((effect * effect).sum())))
         same.append(_answer(model, question, limit, stops, device) == answer)
-    found = verdict(differences, same, args.config["merge"])
+    found = verdict(differences, same, args.config["merge"], strength(products))
     write_json(args.output, found)
     return found | {"device": device}
 
@@ -155,6 +189,11 @@ def _logits(model: object, inputs: Mapping, answer: Sequence[int], device: str) 
     with torch.inference_mode():
         logits = model(**inputs, use_cache=False, logits_to_keep=LAST_POSITIONS + len(answer)).logits
     return logits[0].float().cpu()
+
+
+def _some(logits):
+    """Every n-th word of each position, float64: enough to tell how strong the adapter is, in little memory."""
+    return logits[:, :: max(1, logits.shape[1] // COLUMNS)].double()
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -82,9 +82,24 @@ def _run(job: Mapping, run_dir: Path) -> None:
     from llamafactory.train.tuner import run_exp
 
     transformers.utils.logging.disable_progress_bar()
+    _know_numbered_cpus()
     whole_buffers = fsdp_buffers_in_float32() if job["train"]["distributed"] == "fsdp" else contextlib.nullcontext()
     with whole_buffers:
         run_exp(args=dict(job["args"]), callbacks=[make_callback(job, run_dir)])
+
+
+@functools.cache  # torch keeps a list, and two entries of one priority cannot be sorted
+def _know_numbered_cpus() -> None:
+    """Let several processes on the CPU go on from a checkpoint.
+
+    accelerate calls their devices cpu:0, cpu:1..., the trainer loads the optimizer's state onto its own, and torch 2.11
+    knows "cpu" alone.
+    """
+    import torch
+
+    torch.serialization.register_package(
+        50, lambda _: None, lambda found, place: found if place[:4] == "cpu:" else None
+    )
 
 
 @contextlib.contextmanager

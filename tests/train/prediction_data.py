@@ -46,7 +46,7 @@ CONFIG = {
 }
 
 
-def make_base(folder: Path, scale: float = 6.0) -> Path:
+def make_base(folder: Path, scale: float = 6.0, dtype: str = "float32") -> Path:
     """A tiny model with random, enlarged weights: a plain random one repeats one token, wrong positions unseen."""
     import torch
 
@@ -60,7 +60,7 @@ def make_base(folder: Path, scale: float = 6.0) -> Path:
             if weight.ndim > 1 and "embed" not in name:
                 weight.mul_(scale)
     folder.mkdir(parents=True)
-    tiny_qwen.save_base(folder, model, tiny_qwen.make_processor(tokenizer))
+    tiny_qwen.save_base(folder, model.to(getattr(torch, dtype)), tiny_qwen.make_processor(tokenizer))
     write_manifest(folder, {"name": "tiny", "source": "demo"})
     return folder / "manifest.json"
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,51 @@ from scripts.lib.answer_loss import use_answer_only_loss  # noqa: E402
 from scripts.lib.errors import EqaError  # noqa: E402
 from tests.train.prediction_data import PROMPT, make_base  # noqa: E402
 
+ROOT = Path(__file__).resolve().parents[2]
+FSDP = """
+import functools, json, sys
+from pathlib import Path
+import torch
+from accelerate.utils import FullyShardedDataParallelPlugin
+from peft import LoraConfig, get_peft_model
+from peft.utils.other import fsdp_auto_wrap_policy
+from torch.distributed.fsdp import FullyShardedDataParallel
+from transformers import BitsAndBytesConfig, Qwen3VLForConditionalGeneration
+from scripts.lib import guards, trainer
+
+torch.distributed.init_process_group("gloo")
+base = Path(sys.argv[1])
+storage = {"bnb_4bit_compute_dtype": torch.bfloat16, "bnb_4bit_quant_storage": torch.bfloat16}
+settings = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_use_double_quant=True, bnb_4bit_quant_type="nf4", **storage)
+LANGUAGE = r".*language_model.*\\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
+
+def wrapped():
+    model = Qwen3VLForConditionalGeneration.from_pretrained(base, quantization_config=settings, device_map={"": "cpu"})
+    model = get_peft_model(model, LoraConfig(r=2, target_modules=LANGUAGE))
+    guards.keep_quantized(model)
+    for weight in model.parameters():
+        if weight.requires_grad:
+            weight.data = weight.data.float()
+    plugin = FullyShardedDataParallelPlugin(sync_module_states=False, cpu_ram_efficient_loading=False)
+    plugin.set_mixed_precision(torch.bfloat16, override=True)  # as transformers does for a 4-bit base
+    return FullyShardedDataParallel(
+        model, auto_wrap_policy=fsdp_auto_wrap_policy(model), mixed_precision=plugin.mixed_precision_policy,
+        use_orig_params=True, device_id=torch.device("cpu"),
+    )
+
+def rotary(model):
+    with torch.autocast("cpu", torch.bfloat16):  # as the trainer's steps are
+        model(input_ids=torch.ones(1, 8, dtype=torch.long))
+    return str(next(b for name, b in model.named_buffers() if "language_model" in name and name.endswith("inv_freq")).dtype)
+
+found = {"rounded": rotary(wrapped())}
+with trainer.fsdp_buffers_in_float32():
+    model = wrapped()
+found["kept"] = rotary(model)
+train = {"freeze_vision_tower": True, "freeze_multi_modal_projector": True, "quantization_bit": 4}
+train |= {"double_quantization": True, "lora_target": "all"}
+print(json.dumps(guards.check_loaded(model, None, train, base) | {"buffers": found}))
+"""
 FROZEN = {"tower_frozen": True, "projector_frozen": True}
 LANGUAGE = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
 
@@ -64,6 +112,35 @@ def test_right_model_passes_and_is_counted(model: object, linear: list[str], lay
     assert guards.check_adapter(model, linear, "all", **FROZEN)["adapters"] == 7 * layers
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
     assert guards.check_frozen(model, optimizer, **FROZEN)["trained_tensors"] == 14 * layers
+
+
+@pytest.mark.parametrize(
+    ("wrapped", "plain"),
+    [
+        (
+            "_fsdp_wrapped_module.base_model.model.model.language_model.layers.0._fsdp_wrapped_module.mlp.up_proj.base_layer",
+            "model.language_model.layers.0.mlp.up_proj",
+        ),
+        ("_fsdp_wrapped_module.base_model.model.model.visual.merger.linear_fc1", "model.visual.merger.linear_fc1"),
+        ("module.base_model.model.model.visual.merger.linear_fc1", "model.visual.merger.linear_fc1"),
+        ("base_model.model.lm_head._fsdp_wrapped_module", "lm_head"),
+    ],
+)
+def test_names_are_those_of_the_base_under_fsdp_and_ddp(wrapped: str, plain: str) -> None:
+    assert guards.plain_name(wrapped) == plain
+
+
+def test_model_under_fsdp_passes_and_its_rotary_table_is_not_rounded(tmp_path: Path) -> None:
+    """Real FSDP of one process on the CPU, laid out by PEFT's rule and accelerate's types, in a process of its own."""
+    base = make_base(tmp_path / "base", scale=1.0, dtype="bfloat16").parent
+    environ = os.environ | {"PYTHONPATH": str(ROOT), "RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+    done = subprocess.run(
+        [sys.executable, "-c", FSDP, str(base)], env=environ | {"MASTER_PORT": "29714"}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    facts = json.loads(done.stdout.splitlines()[-1])
+    assert facts["linear4bit"] == facts["linear_layers"]
+    assert facts["buffers"] == {"kept": "torch.float32", "rounded": "torch.bfloat16"}
 
 
 def test_unquantized_model_trips(base: Path, linear: list[str]) -> None:
@@ -240,6 +317,45 @@ def test_answer_only_loss_is_the_same_loss(base: Path) -> None:
     assert abs(loss - other) < 1e-6
     assert max(float((a - b).abs().max()) for a, b in zip(gradients, others, strict=True)) < 1e-6
     assert model(input_ids=ids, attention_mask=mask).logits.shape[:2] == (2, 30), "without labels nothing changes"
+
+
+def test_devices_that_share_batches_get_the_loss_of_whole_batches(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two batches of two samples on four ranks, one each; what the ranks average to is the mean of both batches."""
+    model = load(base, bits=0, targets=None)
+    torch.manual_seed(3)
+    ids = torch.randint(0, 200, (4, 30))
+    labels = torch.full_like(ids, -100)
+    for row, count in enumerate((2, 25, 9, 1)):  # answers of very different length
+        labels[row, 3 : 3 + count] = ids[row, 3 : 3 + count]
+    use_answer_only_loss(model)
+    model.train()
+    with torch.no_grad():
+        wanted = sum(model(input_ids=ids[i : i + 2], labels=labels[i : i + 2]).loss for i in (0, 2)) / 2
+    use_answer_only_loss(model, together=2)
+
+    def all_gather(counts: list, count: object) -> None:
+        for there, row in zip(counts, labels, strict=True):
+            there.fill_(int((row != -100).sum()))
+
+    losses = []
+    for rank in range(4):
+        monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 4)
+        monkeypatch.setattr(torch.distributed, "get_rank", lambda rank=rank: rank)
+        monkeypatch.setattr(torch.distributed, "all_gather", all_gather)
+        with torch.no_grad():
+            losses.append(model(input_ids=ids[rank : rank + 1], labels=labels[rank : rank + 1]).loss)
+    assert abs(sum(losses) / 4 - wanted) < 1e-5
+    model.eval()
+    with torch.no_grad():
+        alone = model(input_ids=ids[:1], labels=labels[:1]).loss
+    assert abs(alone * 2 / 27 * 2 - losses[0]) < 1e-5, "validation is the mean over its own tokens, and asks nobody"
+
+
+def test_fp16_that_overflows_is_told_of_a_wider_type(tmp_path: Path) -> None:
+    with pytest.raises(EqaError, match=r"or set train\.precision to bf16 or fp32, then run again"):
+        guards.check_finite("the training loss", float("nan"), 3, tmp_path, "fp16")
+    with pytest.raises(EqaError, match=r"train\.max_grad_norm, then run again"):
+        guards.check_finite("the training loss", float("nan"), 3, tmp_path, "bf16")
 
 
 def test_answer_only_loss_refuses_another_architecture() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -210,6 +211,8 @@ def test_good_extra_is_passed_on() -> None:
         (2, 4, 8, (8, 1, 1)),
         (4, 1, 8, (4, 1, 1)),
         (2, 3, 4, (3, 2, 1)),
+        (4, 3, 2, (2, 2, 3)),  # three at once would cut across batches of four
+        (4, 6, 8, (8, 1, 3)),
         (3, 1, 2, (1, 3, 1)),
     ],
 )
@@ -217,6 +220,50 @@ def test_devices_share_a_step_without_changing_it(batch: int, accumulation: int,
     assert la.spread(batch, accumulation, devices) == wanted
     used, at_once, times = wanted
     assert used * at_once * times == batch * accumulation
+    assert batch % at_once == 0
+    assert used * at_once % batch == 0, "whole batches at any moment"
+
+
+def base_of(folder: Path, dtype: str, named: bool = True) -> Path:
+    import torch
+    from safetensors.torch import save_file
+
+    save_file({"weight": torch.zeros(2, dtype=getattr(torch, dtype))}, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps({"dtype": dtype} if named else {}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("dtype", "changes", "words"),
+    [
+        ("float32", {}, "its weights are float32, and train.distributed=fsdp shares layers of one type only"),
+        ("float16", {}, "set train.precision to fp16, or train.distributed to ddp"),
+        ("bfloat16", {"precision": "fp32"}, "set train.precision to bf16"),
+        ("bfloat16", {"quantization_bit": 8}, "set train.quantization_bit to 4"),
+    ],
+)
+@pytest.mark.parametrize("named", [True, False])
+def test_fsdp_of_mixed_types_or_eight_bits_is_one_line(
+    tmp_path: Path, dtype: str, changes: dict, words: str, named: bool
+) -> None:
+    train = recipe("openeqa-80gb", distributed="fsdp", **changes)["train"]
+    with pytest.raises(EqaError, match=re.escape(words)) as told:
+        la.check_fsdp(train, base_of(tmp_path, dtype, named))
+    assert "\n" not in str(told.value)
+
+
+def test_fsdp_of_a_base_of_the_type_of_the_steps_may_start(tmp_path: Path) -> None:
+    train = recipe("openeqa-80gb", distributed="fsdp")["train"]
+    la.check_fsdp(train, base_of(tmp_path, "bfloat16", named=False))
+    la.check_fsdp(train | {"quantization_bit": 0}, base_of(tmp_path, "float32"))
+    la.check_fsdp(train | {"distributed": "ddp"}, tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp", "zero2"])
+def test_recipe_file_says_how_it_is_started_by_hand(kind: str) -> None:
+    head = la.to_yaml(rendered(recipe("openeqa-80gb", distributed=kind)), devices=2)
+    assert ("# " + "  FORCE_TORCHRUN=1 uv run" in head) == (kind != "ddp")
+    assert "meant for 2 device(s)" in head
 
 
 def test_nodes_get_equal_shares_of_a_step() -> None:

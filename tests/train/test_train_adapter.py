@@ -248,6 +248,18 @@ def test_changed_recipe_or_data_never_resumes_a_stale_checkpoint(
     assert not (inside / "never").exists()
 
 
+def test_training_whose_checkpoints_are_all_damaged_starts_over_beside_its_old_adapter(inside: Path) -> None:
+    """LLaMA-Factory ends before the first step where it finds an adapter and no checkpoint."""
+    shutil.copytree(inside / "work", inside / "damaged")
+    (run_dir,) = data.run_dirs(inside / "damaged")
+    (run_dir / "finished.json").unlink()
+    for folder in checkpoints.checkpoints(run_dir):
+        (folder / "optimizer.pt").write_bytes(b"")
+    assert (run_dir / "adapter_model.safetensors").is_file()
+    assert train_adapter.main(data.arguments(data.config(), work="damaged", out="damaged_out")) == 0
+    assert data.contents(inside / "damaged_out/adapter") == data.contents(inside / "out/adapter")
+
+
 def test_too_little_gpu_memory_says_what_would_fit(
     inside: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
@@ -361,19 +373,6 @@ def test_cut_sample_trips_the_guard(inside: Path, capsys: pytest.CaptureFixture)
     )
 
 
-def test_two_processes_train_what_one_trains(inside: Path) -> None:
-    """gloo on the CPU, the same samples a step, so nearly the same curve."""
-    recipe = data.config(batch_size=1, gradient_accumulation=2, lora_dropout=0.0)
-    two = data.start(inside, data.arguments(recipe, work="two", out="two_out"), "two.log", EQA_TRAIN_PROCESSES="2")
-    assert train_adapter.main(data.arguments(recipe, work="one", out="one_out")) == 0
-    assert two.wait(timeout=300) == 0, (inside / "two.log").read_text()
-    first, second = (read_json(inside / f"{name}_out/train_log/curves.json")["train"] for name in ("one", "two"))
-    assert [p["loss"] for p in second] == pytest.approx([p["loss"] for p in first], rel=0.02)
-    assert read_json(inside / "two_out/train_log/speed.json")["devices"] == 2
-    assert "per_device_train_batch_size: 1\n" in (inside / "two_out/adapter/train.yaml").read_text()
-    assert "gradient_accumulation_steps: 1\n" in (inside / "two_out/adapter/train.yaml").read_text()
-
-
 # ------------------------------------------------------------------------------------------------ bad input
 
 
@@ -452,6 +451,19 @@ def test_base_without_a_shard_or_of_another_kind_is_refused(inside: Path, capsys
 def test_typo_in_extra_is_refused_with_near_matches(inside: Path, capsys: pytest.CaptureFixture) -> None:
     recipe = data.config(extra={"use_rslorra": True})
     refused(data.arguments(recipe), capsys, "train.extra.use_rslorra", "use_rslora")
+
+
+def test_fsdp_of_a_base_of_another_type_is_refused_before_anything_starts(
+    inside: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def never(*rest: object) -> None:
+        raise AssertionError("started")
+
+    monkeypatch.setattr(train_adapter, "visible_devices", lambda: ("cuda", 2))
+    monkeypatch.setattr(train_adapter, "_launch", never)
+    line = data.arguments(data.config(distributed="fsdp", precision="bf16"), work="f", out="f_out")
+    refused(line, capsys, "models/base: its weights are float32", "train.precision=bf16", "train.distributed to ddp")
+    assert not list((inside / "f").glob("*")), "no folder of a run either"
 
 
 def test_half_precision_without_a_gpu_is_refused(inside: Path, capsys: pytest.CaptureFixture) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from scripts.lib import sharegpt
@@ -26,11 +27,16 @@ def config(**changes: object) -> dict:
     return {"train": train | {"gradient_accumulation": 1} | changes, "vision": VISION}
 
 
-def make_workspace(folder: Path) -> Path:
-    """models/base, results/sft and results/frames under `folder`."""
+def make_workspace(folder: Path, dtype: str = "float32", answers: Sequence[str] = COLOURS) -> Path:
+    """models/base, results/sft and results/frames under `folder`.
+
+    Args:
+        dtype: of the base's weights.
+        answers: of the episodes in turn.
+    """
     from PIL import Image
 
-    make_base(folder / "models/base", scale=1.0)
+    make_base(folder / "models/base", scale=1.0, dtype=dtype)
     sft, frames = folder / "results/sft", folder / "results/frames"
     for part, numbers, together in (
         ("train", range(8), True),
@@ -44,8 +50,9 @@ def make_workspace(folder: Path) -> Path:
             for i, name in enumerate(names):
                 (frames / name).parent.mkdir(parents=True, exist_ok=True)
                 Image.new("RGB", (96, 64), colour if i else (30 * number, 90, 40)).save(frames / name)
+            answer = answers[number % len(answers)]
             turns = [
-                (f"q{number:02d}-{k}", f"which colour is the wall near the {thing}", colour)
+                (f"q{number:02d}-{k}", f"which colour is the wall near the {thing}", answer)
                 for k, thing in enumerate(("door", "sofa"))
             ]
             chunks = [turns] if together else [[turn] for turn in turns]

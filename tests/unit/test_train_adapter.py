@@ -11,6 +11,7 @@ import pytest
 from scripts import train_adapter
 from scripts.lib import checkpoints, slurm_node, trainer
 from scripts.lib.errors import EqaError
+from scripts.lib.llamafactory_args import spread
 
 CONFIG = {"train": {"learning_rate": 1e-4, "dataloader_workers": 0, "seed": 7}, "vision": {"image_max_pixels": 1024}}
 
@@ -178,11 +179,58 @@ def test_lock_tells_who_holds_it(tmp_path: Path, caplog: pytest.LogCaptureFixtur
 def test_memory_fault_says_what_would_fit(changes: dict, at_once: int, words: str) -> None:
     train = {"batch_size": 1, "gradient_accumulation": 1, "gradient_checkpointing": False, "answer_only_loss": True}
     train |= {"quantization_bit": 4} | changes
-    line = trainer.out_of_memory_line(train, {"per_device_train_batch_size": at_once}, 14.2, 15.8)
+    args = {"per_device_train_batch_size": at_once, "gradient_accumulation_steps": 1}
+    train |= {"nodes": 1}
+    line = trainer.out_of_memory_line(train, args, 14.2, 15.8)
     assert words in line
     assert "14.2 GiB" in line
     assert "15.8 GiB" in line
     assert "\n" not in line
+
+
+@pytest.mark.parametrize(
+    ("batch", "accumulation", "at_once", "words"),
+    [
+        # two devices share a batch of four, and two batches of two, alike: half the batch would change nothing
+        (
+            4,
+            1,
+            2,
+            "train.batch_size=1 with train.gradient_accumulation=4 puts 1 samples on a device at once instead of 2",
+        ),
+        (
+            4,
+            2,
+            4,
+            "train.batch_size=2 with train.gradient_accumulation=4 puts 2 samples on a device at once instead of 4",
+        ),
+        (
+            3,
+            2,
+            3,
+            "train.batch_size=2 with train.gradient_accumulation=3 puts 1 samples on a device at once instead of 3",
+        ),
+    ],
+)
+def test_memory_fault_on_two_devices_counts_what_one_of_them_holds(
+    batch: int, accumulation: int, at_once: int, words: str
+) -> None:
+    assert spread(batch, accumulation, 2)[:2] == (2, at_once)
+    train = {"batch_size": batch, "gradient_accumulation": accumulation, "nodes": 1}
+    args = {"per_device_train_batch_size": at_once, "gradient_accumulation_steps": spread(batch, accumulation, 2)[2]}
+    assert words in trainer.out_of_memory_line(train, args, 14.2, 15.8)
+
+
+def test_memory_is_that_of_the_fullest_device() -> None:
+    pytest.importorskip("torch", reason="needs envs/train")
+    pytest.importorskip("llamafactory", reason="needs envs/train")
+    facts = trainer.machine_facts([{"gpu": 3, "rss": 9}, {"gpu": 5, "rss": 7}])
+    assert (facts["devices"], facts["peak_gpu_mb"], facts["peak_gpu_mb_each"], facts["peak_rss_mb"]) == (
+        2,
+        5,
+        [3, 5],
+        9,
+    )
 
 
 def test_clock_reads_like_a_clock() -> None:

@@ -576,7 +576,7 @@ def clock(seconds: float) -> str:
 
 def table(record: Mapping) -> list[str]:
     """The steps as Markdown."""
-    lines = ["| step | measured | whole recipe | memory | GPU memory | what |", "|---|---:|---:|---:|---:|---|"]
+    lines = ["| step | measured | in full | memory | GPU memory | what |", "|---|---:|---:|---:|---:|---|"]
     for row in record["steps"]:
         if row["status"] == "not run":
             lines.append(f"| {row['step']} | not run | | | | {row['why']} |")
@@ -644,6 +644,33 @@ def against_tutorial(record: Mapping) -> list[str]:
     return lines
 
 
+def since_then(record: Mapping, config: Mapping) -> list[str]:
+    """What training would take with the preset's present number of steps, as Markdown; [] where it is that of the run.
+
+    Args:
+        record: one of bench/results/rehearsal-*.json.
+        config: the preset as it is now.
+    """
+    row = next((row for row in record["steps"] if row["step"] == "train_adapter" and row["status"] == "ok"), None)
+    if row is None:
+        return []
+    facts, train = row["facts"], config["train"]
+    steps = whole_steps(config, facts["train"])
+    if steps == facts["steps_whole"]:
+        return []
+    seconds = whole_training_s(row["seconds"], facts, steps, train["eval_steps"])
+    total = record["whole_s"] - row["whole_s"] + seconds
+    more = steps - facts["steps_run"]
+    validations = round((seconds - row["seconds"] - more * facts["step_s"]) / facts["validation_s"])
+    return [
+        f'"In full" is {facts["epochs"]:g} epochs of training, {facts["steps_whole"]} steps. The preset has '
+        f"{train['epochs']:g} epochs, {steps} steps, since then, and nobody has run it: by arithmetic train_adapter takes "
+        f"{row['seconds']:.0f} s + {more} more steps x {facts['step_s']:.2f} s + {validations} more validations x "
+        f"{facts['validation_s']:.1f} s = {clock(seconds)}, and all steps {clock(total)}.",
+        "",
+    ]
+
+
 def page(records: Sequence[Mapping]) -> str:
     """docs/rehearsal.md."""
     lines = ["# Rehearsal of the whole recipe", ""]
@@ -654,9 +681,9 @@ def page(records: Sequence[Mapping]) -> str:
         "not shown; time and memory are those of the real one, but for answers: untrained random weights hardly ever choose",
         "the end token, so each has `predict.max_new_tokens` tokens, and prediction takes longer than with the real model.",
         "",
-        '"measured" is what the step took, start of Python and loading of the model included; "whole recipe" is the same with',
-        "the preset's own number of training steps and merge samples where fewer ran. Memory is that of the step's largest",
-        "process; GPU memory is what the whole card had in use.",
+        '"measured" is what the step took, start of Python and loading of the model included; "in full" is the same with the',
+        "number of training steps and merge samples that the preset had at that time, where fewer ran: arithmetic, not a",
+        "run. Memory is that of the step's largest process; GPU memory is what the whole card had in use.",
         "",
         "<!-- not tested: needs a CUDA GPU -->",
         "```sh",
@@ -686,6 +713,7 @@ def page(records: Sequence[Mapping]) -> str:
         lines += [f"{record['machine']}; {counts['episodes']} episodes, {counts['questions']} questions.", ""]
         lines += [*table(record), ""]
         lines += [f"All steps: {clock(record['total_s'])} measured, {clock(record['whole_s'])} in full.", ""]
+        lines += since_then(record, load_yaml(ROOT / f"config/presets/{record['preset']}.yaml"))
         if versus := against_tutorial(record):
             lines += [*versus, ""]
             lines += ["The tutorial trains on questions one by one and counts no start; here the start counts.", ""]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 
 import pytest
@@ -12,10 +13,60 @@ from tests.lib.project import ROOT
 SHELL = [block for page in pages() for block in blocks(page) if is_shell(block)]
 
 
-def reads_its_blocks(test: str, page: str) -> bool:
-    """Whether a test runs what stands in the page, by reading it: it names the page, or takes all blocks that name it."""
-    source = (ROOT / test).read_text()
-    return page in source or "runnable(__file__)" in source
+RUNNERS = {"call", "run", "Popen", "check_output", "check_call", "snakemake"}  # the last part of a function's name
+
+
+def code_of(source: str) -> ast.Module:
+    """A test's code without docstrings: what is only told there was not run."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list):
+            node.body = [one for one in body if not (isinstance(one, ast.Expr) and isinstance(one.value, ast.Constant))]
+    return tree
+
+
+def name_of(call: ast.Call) -> str:
+    """The last part of the called function's name."""
+    return getattr(call.func, "attr", getattr(call.func, "id", ""))
+
+
+def reads_its_blocks(source: str, page: str) -> bool:
+    """Whether a test takes the commands from the page itself.
+
+    It asks for the page's blocks by name, reads the page below ROOT, or takes all blocks that name the test.
+    """
+    for node in ast.walk(code_of(source)):
+        if not isinstance(node, ast.Call):
+            continue
+        name, words_ = name_of(node), [ast.unparse(one) for one in node.args]
+        if name == "runnable" and words_ == ["__file__"]:
+            return True
+        if name == "block_of" and words_[:1] == [repr(page)]:
+            return True
+        here = f"ROOT / {page!r}"
+        if (name == "blocks" and here in words_) or (
+            name == "read_text" and ast.unparse(node.func).startswith(f"({here})")
+        ):
+            return True
+    return False
+
+
+def given_to_a_runner(source: str) -> list[str]:
+    """As bare words, what a test hands to a function that starts programs: its arguments, and lists that they name."""
+    tree = code_of(source)
+    named: dict[str, list[str]] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.List | ast.Tuple | ast.Constant):
+            for target in node.targets:
+                named.setdefault(ast.unparse(target), []).append(ast.unparse(node.value))
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and name_of(node) in RUNNERS:
+            found.append(" ".join(ast.unparse(one) for one in node.args))
+            for used in ast.walk(node):
+                found += named.get(used.id, []) if isinstance(used, ast.Name) else []
+    return [words(text) for text in found]
 
 
 def test_the_pages_have_commands():
@@ -32,13 +83,53 @@ def test_a_shell_block_says_which_test_runs_it(block):
         return
     missing = [test for test in block.tests if not (ROOT / test).is_file()]
     assert not missing, f"{block.name}: no such test {missing}"
-    if any(reads_its_blocks(test, block.page) for test in block.tests):
+    sources = [(ROOT / test).read_text() for test in block.tests]
+    if any(reads_its_blocks(source, block.page) for source in sources):
         return
-    source = " ".join(words((ROOT / test).read_text()) for test in block.tests)
+    given = [text for source in sources for text in given_to_a_runner(source)]
     for command in commands(block):
         if command == ". .venv/bin/activate":
             continue  # tests call the environment's tools by their place
-        assert words(command) in source, f"{block.name}: `{command}` stands in none of {block.tests}"
+        assert any(words(command) in text for text in given), (
+            f"{block.name}: `{command}` is run by none of {block.tests}"
+        )
+
+
+@pytest.mark.parametrize(
+    ("source", "runs"),
+    [
+        ('call(folder, "make", "audit")', True),
+        ('subprocess.run(["make", "audit"], cwd=folder)', True),
+        ('COMMAND = ["make", "audit", "-k"]\nproject.call(folder, *COMMAND)', True),
+        ('def test_it():\n    words = ["make", "audit"]\n    subprocess.Popen(words)', True),
+        ('"""`make audit` tells silence from safety."""', False),
+        ('def test_it():\n    """make audit"""\n    call("true")', False),
+        ('# call("make", "audit")', False),
+        ('assert "make audit" in text', False),
+        ('COMMAND = ["make", "audit"]', False),
+        ('print("make audit")', False),
+    ],
+)
+def test_a_command_counts_as_run_only_where_it_is_given_to_a_program(source, runs):
+    assert any("make audit" in text for text in given_to_a_runner(source)) == runs
+
+
+@pytest.mark.parametrize(
+    ("source", "reads"),
+    [
+        ('run(block_of("docs/a.md", "word").text)', True),
+        ('text = (ROOT / "docs/a.md").read_text()', True),
+        ('found = docs.blocks(ROOT / "docs/a.md")', True),
+        ("MINE = runnable(__file__)", True),
+        ('"""The commands of docs/a.md."""', False),
+        ('(tmp_path / "docs/a.md").write_text("")', False),
+        ('(tmp_path / "docs/a.md").read_text()', False),
+        ('run(block_of("docs/b.md", "word").text)', False),
+        ('"""runnable(__file__)"""', False),
+    ],
+)
+def test_a_test_reads_a_page_only_where_its_code_does(source, reads):
+    assert reads_its_blocks(source, "docs/a.md") == reads
 
 
 @pytest.mark.parametrize("page", pages(), ids=lambda path: path.name)

@@ -194,7 +194,8 @@ def test_snakemakes_own_report_holds_every_result_with_caption_and_category(demo
         page = report.read("report/report.html").decode()
         held = {Path(name).name for name in report.namelist()}
     results, categories = (
-        json.JSONDecoder().raw_decode(page.partition(f"var {name} = ")[2])[0] for name in ("results", "categories")
+        json.JSONDecoder().raw_decode(page.partition(f'<script id="{name}">')[2].partition(" = ")[2])[0]
+        for name in ("results", "categories")
     )
     assert set(categories) == {"Data", "Training", "Answers", "Scores", "Delivery", "Report"}
     sorted_in = {name for part in categories.values() for names in part.values() for name in names}

@@ -18,11 +18,13 @@ from pathlib import Path
 
 import pytest
 
+from scripts.lib.files import read_json
 from tests.lib.docs import Block, blocks, commands, pages
 from tests.lib.project import ENVIRONMENTS, ROOT, call, copy_clone, environment, link_environments
 
 pytestmark = pytest.mark.demo
 HERE = "tests/e2e/test_docs.py"
+POINTS = 3.75  # three of the demo's 80 test questions
 
 
 def runnable(path: str) -> list[Block]:
@@ -122,28 +124,61 @@ def test_make_demo_ends_as_the_readme_shows(demo, page):
         assert bare(line) in said, f"{page} shows {line!r}; it printed\n{said}"
 
 
-def same_commands(english: Block, chinese: Block) -> bool:
-    """Whether the Chinese page has no command that the English block lacks."""
-    return set(commands(chinese)) <= set(commands(english))
-
-
-def test_what_follows_the_demo(demo):
+@pytest.fixture(scope="module")
+def after_demo(finished_demo: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """What `make demo` leaves in a fresh clone, nothing of it committed, after the README's next block; what that said."""
+    folder = set_up(copy_clone(finished_demo, tmp_path_factory.mktemp("after") / "demo"))
+    call(folder, "git", "reset", "-q", "HEAD~1")  # the fixture's own commit
+    untracked = call(folder, "git", "status", "--porcelain").stdout
+    assert {line[3:] for line in untracked.splitlines()} >= {"dvc.lock", "provenance.lock.json", "results/"}
     block = block_of("README.md", "verify.json")
-    assert same_commands(block, block_of("README.zh.md", "verify.json"))
-    said = run(demo, block.text)
+    assert commands(block) == commands(block_of("README.zh.md", "verify.json"))
+    return folder, run(folder, block.text)
+
+
+def test_what_follows_the_demo(after_demo):
+    folder, said = after_demo
     assert "Nothing to be done" in said
-    assert (demo / "report.zip").stat().st_size > 100_000
+    assert (folder / "work/report.zip").stat().st_size > 100_000
+    assert call(folder, "git", "status", "--porcelain").stdout == ""
 
 
-def test_an_experiment_and_the_way_back(finished_demo, tmp_path):
-    folder = set_up(copy_clone(finished_demo, tmp_path / "demo"))
+def test_an_experiment_and_the_way_back(after_demo, tmp_path):
+    folder = copy_clone(after_demo[0], tmp_path / "demo")
     block = block_of("README.md", "git switch -c rank16")
-    assert same_commands(block, block_of("README.zh.md", "git switch -c rank16"))
+    assert commands(block) == commands(block_of("README.zh.md", "git switch -c rank16"))
     said = run(folder, block.text)
     assert "Nothing to be done" in said.partition("Switched to branch 'main'")[2]
     assert "tuned_exact_match" in said
     assert "lora_rank: 16" in run(folder, "git show rank16:config/config.yaml")
     assert (folder / "work/compare.html").stat().st_size > 100_000
+
+
+def figures(text: str) -> list[float]:
+    """The numbers of a table's row or of an output line, in order."""
+    return [float(found) for found in re.findall(r"(?<![\w.])[+-]?\d+(?:\.\d+)?", text.replace("95 %", ""))]
+
+
+@pytest.mark.parametrize("page", ["README.md", "README.zh.md"])
+def test_results_in_the_readme_are_those_of_the_demo(finished_demo, page):
+    """Another processor rounds otherwise and may answer some of the 80 questions otherwise; the data is the same."""
+    metrics = read_json(finished_demo / "results/metrics.json")
+    text = (ROOT / page).read_text()
+    (example,) = [block.text for block in blocks(ROOT / page) if "tuned - base" in block.text]
+    names = {"majority": 0.0, "base": POINTS, "tuned": POINTS, "blind": POINTS}
+    for name, most in names.items():
+        row = re.search(rf"^\| {name}(?:（.+?）)? \| (.+?) \|", text, flags=re.MULTILINE).group(1)
+        line = re.search(rf"^  {name} +exact match +(.+) %$", example, flags=re.MULTILINE).group(1)
+        assert float(row) == float(line)
+        # one decimal is shown
+        assert abs(float(row) - metrics[f"{name}_exact_match"]) <= most + 0.051, name
+    row = figures(re.search(r"^\| \*\*tuned - base\*\* \| (.+) \| .+ \|$", text, flags=re.MULTILINE).group(1))
+    line = figures(re.search(r"^  tuned - base (.+): tuned is better$", example, flags=re.MULTILINE).group(1))
+    assert row == line
+    for shown, key in zip(row, ("", "_low", "_high"), strict=True):
+        assert abs(shown - metrics[f"tuned_minus_base_exact_match{key}"]) <= 2 * POINTS + 0.051, key
+    count = re.search(r"(\d+) (?:questions|个问题)", text).group(1)
+    assert int(count) == metrics["base_count"]
 
 
 # --- docs/versions.md ------------------------------------------------------------------------------------------------

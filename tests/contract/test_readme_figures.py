@@ -1,0 +1,146 @@
+"""The figures of README.md, README.zh.md and the benches' records are the same."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+
+import pytest
+
+from bench.rehearse import clock, since_then
+from scripts.lib.config import load_yaml
+from tests.lib.docs import blocks, commands, is_shell
+from tests.lib.project import ROOT
+
+ONLY_CHINESE = "与常见教程配方的不同"  # a section for readers of the tutorial
+
+
+def sections(name: str) -> list[tuple[str, str]]:
+    """(title, text) of a page, the opening without a title first."""
+    parts = re.split(r"^## (.+)$", (ROOT / name).read_text(), flags=re.MULTILINE)
+    return [("", parts[0]), *zip(parts[1::2], parts[2::2], strict=True)]
+
+
+def figures(text: str) -> Counter[str]:
+    """Every number of a text, but for those in links."""
+    text = re.sub(r"\]\([^)]*\)", "]", text)
+    return Counter(re.findall(r"(?<![A-Za-z0-9_.])[+-]?\d[\d,]*(?:\.\d+)?(?![A-Za-z0-9_])", text))
+
+
+def record(name: str) -> dict:
+    """A committed result of a bench."""
+    return json.loads((ROOT / f"bench/results/{name}.json").read_text())
+
+
+def test_both_readmes_have_the_same_figures_section_by_section():
+    english = sections("README.md")
+    chinese = [one for one in sections("README.zh.md") if one[0] != ONLY_CHINESE]
+    assert len(english) == len(chinese) == len(sections("README.zh.md")) - 1
+    assert sum(figures("".join(text for _, text in english)).values()) > 100
+    for (title, left), (other, right) in zip(english, chinese, strict=True):
+        ours, theirs = figures(left), figures(right)
+        assert ours == theirs, (
+            f"{title or 'the opening'} / {other}: {dict(ours - theirs)} against {dict(theirs - ours)}"
+        )
+
+
+def test_both_readmes_have_the_same_commands():
+    def typed(page: str) -> list[str]:
+        every = [command for block in blocks(ROOT / page) if is_shell(block) for command in commands(block)]
+        return [re.sub(r"^(export OPENEQA_DATA=).*", r"\1", command) for command in every]
+
+    assert typed("README.md") == typed("README.zh.md")
+
+
+@pytest.mark.parametrize("page", ["README.md", "README.zh.md"])
+def test_times_of_the_real_run_are_those_of_its_record(page):
+    run = record("rehearsal-h100")
+    text = dict(sections(page))
+    (part,) = [body for body in text.values() if "train_adapter" in body]
+    steps = {row["step"]: row for row in run["steps"]}
+    train = steps["train_adapter"]
+    (now,) = since_then(run, load_yaml(ROOT / "config/presets/openeqa-80gb.yaml"))[:1]
+    later = re.search(r"= (\d+ min \d\d s), and all steps (\d+ min \d\d s)", now).groups()
+
+    def gib(mb: float) -> str:
+        return f"{mb / 1024:.1f} GiB"
+
+    lines = {
+        "build_sft": ["9 s", gib(steps["build_sft"]["peak_mb"])],
+        "train_adapter": [
+            clock(train["whole_s"]),
+            later[0],
+            gib(train["peak_mb"]),
+            gib(train["gpu_mb"]),
+            gib(train["facts"]["torch_peak_mb"]),
+            str(train["facts"]["steps_whole"]),
+            "1,206",
+        ],
+        "predict": ["36 s", gib(steps["predict/base"]["peak_mb"]), gib(steps["predict/base"]["gpu_mb"]), "257"],
+        "merge_adapter": [clock(steps["verify_merge"]["whole_s"]), gib(steps["verify_merge"]["gpu_mb"])],
+        "bench_lmdeploy": [clock(steps["bench_lmdeploy"]["whole_s"]), gib(steps["bench_lmdeploy"]["gpu_mb"])],
+    }
+    for name, wanted in lines.items():
+        (line,) = [line for line in part.splitlines() if re.match(rf"\| {name}\b", line)]
+        assert [word for word in wanted if word not in line] == [], line
+    (total,) = [line for line in part.splitlines() if clock(run["whole_s"]) in line]
+    assert later[1] in total
+    assert f"{train['facts']['steps_run']}" in part
+
+
+@pytest.mark.parametrize("page", ["README.md", "README.zh.md"])
+def test_ratios_against_what_a_user_would_run_are_those_of_the_benches(page):
+    train, answers = record("train_throughput-h100"), record("predict_throughput-h100")
+    sens, tokens = record("frames_sens-2core"), record("tokenize-2core")
+    text = (ROOT / page).read_text()
+    rows = [
+        line
+        for line in text.splitlines()
+        if (line.startswith("| ") and "H100" in line) or "600" in line or "1,636" in line
+    ]
+    wanted = [
+        [
+            f"{train['baseline']:.2f}",
+            f"{train['ours']:.1f}",
+            f"{train['ratio']:.0f}",
+            f"{train['gpu_mb']['ours_torch'] / 1024:.1f} GiB"[:-6],
+        ],
+        [
+            f"{answers['baseline']:.2f}",
+            f"{answers['ours']:.1f}",
+            f"{answers['ratio']:.0f}",
+            f"{answers['ours_gpu_mb'] / 1024:.1f} GiB",
+        ],
+        [f"{sens['baseline']:.1f} s", f"{sens['ours']:.2f} s", f"{sens['ratio']:.0f}", f"{sens['peak_mb']} MB"],
+        [f"{tokens['baseline']:.0f} s", f"{tokens['ours']:.0f} s", f"{tokens['ratio']:.0f}", f"{tokens['peak_mb']} MB"],
+    ]
+    for figures_ in wanted:
+        assert any(all(word in line for word in figures_) for line in rows), figures_
+
+
+def test_page_says_what_the_presets_present_steps_would_take():
+    run = record("rehearsal-h100")
+    config = load_yaml(ROOT / "config/presets/openeqa-80gb.yaml")
+    (told, _) = since_then(run, config)
+    assert "3 epochs of training, 84 steps. The preset has 12 epochs, 336 steps" in told
+    assert (
+        "122 s + 310 more steps x 0.83 s + 12 more validations x 4.7 s = 7 min 15 s, and all steps 16 min 08 s" in told
+    )
+    config["train"]["epochs"] = 3.0
+    assert since_then(run, config) == []
+
+
+def test_contributing_and_readme_agree_on_how_long_the_tests_take():
+    found = [
+        re.findall(r"make test .*about (\d+) minutes on (\d) cores", (ROOT / name).read_text())
+        for name in ("README.md", "CONTRIBUTING.md")
+    ]
+    assert found[0] == found[1]
+    assert len(found[0]) == 1
+
+
+def test_security_page_leads_to_the_way_to_report_a_hole():
+    assert "CONTRIBUTING.md#reporting-a-hole" in (ROOT / "docs/security.md").read_text()
+    assert "## Reporting a hole" in (ROOT / "CONTRIBUTING.md").read_text()
+    assert "Reporting a hole" in (ROOT / ".github/ISSUE_TEMPLATE/bug.md").read_text()

@@ -19,7 +19,7 @@ RUN := source .venv/bin/activate &&
 LOCKS := uv.lock envs/train/uv.lock envs/gguf/uv.lock
 
 help: ## list the verbs
-	@grep -hE '^[a-z-]+:.*?## ' $(MAKEFILE_LIST) | awk -F ':.*?## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9-]+:.*?## ' $(MAKEFILE_LIST) | awk -F ':.*?## ' '{printf "  make %-16s %s\n", $$1, $$2}'
 
 check-machine:
 	@bash scripts/check_machine.sh "$(PYTHON)"
@@ -130,8 +130,20 @@ test-faults: setup-test ## every rule under every fault, an hour [RULE=x] [FAULT
 	@$(RUN) python -m tests.faults.matrix --rule "$(RULE)" --fault "$(FAULT)" --sixth "$(SIXTH)" --workers "$(or $(WORKERS),$(if $(SIXTH),2,1))" \
 	    $(if $(RULE)$(FAULT)$(SIXTH),,--document docs/reliability.md)
 
-bench: setup-test ## every bench that this machine can run
-	@$(RUN) for bench in frames_sens frames_video scale tokenize score_throughput startup; do python -m bench.$$bench; done
+# in the environment that has torch
+TRAIN_BENCHES := predict_throughput train_throughput
+BENCHES := frames_sens frames_video scale tokenize score_throughput startup report_paint pipeline_overhead $(TRAIN_BENCHES)
+
+bench: setup-test ## make bench [BENCHES="frames_sens startup"]: every bench that needs no GPU; more than an hour
+	@$(RUN) failed=; for bench in $(BENCHES); do \
+	    echo "bench.$$bench"; \
+	    case " $(TRAIN_BENCHES) " in \
+	        *" $$bench "*) $(UV) run --frozen --project envs/train python -m bench.$$bench ;; \
+	        *) python -m bench.$$bench ;; \
+	    esac || failed="$$failed $$bench"; \
+	done; \
+	echo "bench: not among them: conversation_modes (hours), lmdeploy and rehearse (a CUDA GPU)"; \
+	[ -z "$$failed" ] || { echo "bench: failed:$$failed; what each said stands above" >&2; exit 1; }
 
 rehearse: .tools/ready ## the openeqa-80gb recipe with random weights, timed [ARGS="--train-steps 12"] (docs/rehearsal.md)
 	@$(RUN) python -m bench.rehearse $(ARGS)

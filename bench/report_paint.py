@@ -5,8 +5,9 @@
 `baseline` is what people write by hand: one HTML page with every question, its eight pictures and answers in a table,
 here by pandas' own to_html, filtered by hiding rows. `ours` is results/report/index.html with the same questions and
 pictures. Seconds are medians of the first contentful paint; `filter_ms` is from a key in the search field to the frame
-that shows what is left; `loaded_s` until the browser has loaded everything. Memory is Chromium's, all processes.
-Times are printed, not asserted.
+that shows what is left; `loaded_s` until the browser has loaded everything. `select_ms`, `sort_ms` and `score_ms` are the
+same for a choice in the fields by category, source and change, by order, and by score, which the page by hand does not
+have. Of several the slowest counts. Memory is Chromium's, all processes. Times are printed, not asserted.
 """
 
 from __future__ import annotations
@@ -25,6 +26,12 @@ from bench.lib import finish, side
 
 TEST_EPISODES = 6
 FILTERS = ("sofa", "red chair", "what color", "")
+# field: values chosen one after the other; the last one takes the choice back
+CHOICES = {
+    "select_ms": (("f-category", ("1", "2", "")), ("f-source", ("1", "")), ("f-change", ("better", "disagree", ""))),
+    "sort_ms": (("f-sort", ("up", "down", "low", "room")),),
+    "score_ms": (("f-metric", ("1", "2", "0")),),
+}
 
 
 def make_pages(folder: Path, questions: int) -> None:
@@ -66,7 +73,9 @@ def browse(page_file: Path, repeats: int) -> dict:
     if chromium is None:
         raise SystemExit("bench.report_paint: no chromium here; install Debian's package chromium")
     options = ["--no-sandbox"] if os.geteuid() == 0 else []
+    by_hand = "table.html" in page_file.name
     paints, loads, filters, memory = [], [], [], []
+    chosen: dict[str, list[float]] = {} if by_hand else {name: [] for name in CHOICES}
     for _ in range(repeats):
         with sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=chromium, args=options)
@@ -78,15 +87,19 @@ def browse(page_file: Path, repeats: int) -> dict:
             page.wait_for_timeout(500)
             paints.append(page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime"))
             loads.append(page.evaluate("performance.getEntriesByType('navigation')[0].loadEventEnd"))
-            if "table.html" in page_file.name:
+            if by_hand:
                 page.evaluate(HIDE_ROWS)
-            filters.append(max(page.evaluate(FILTER, words) for words in FILTERS))
+            filters.append(max(page.evaluate(FILTER, ["f-text", "input", words]) for words in FILTERS))
+            for name, times in chosen.items():
+                values = [(field, value) for field, all_values in CHOICES[name] for value in all_values]
+                times.append(max(page.evaluate(FILTER, [field, "change", value]) for field, value in values))
             memory.append(chromium_mb())
             browser.close()
     return {
         "seconds": round(statistics.median(paints) / 1000, 4),
         "loaded_s": round(statistics.median(loads) / 1000, 3),
         "filter_ms": round(statistics.median(filters), 1),
+        **{name: round(statistics.median(times), 1) for name, times in chosen.items()},
         "peak_mb": round(max(memory)),
     }
 
@@ -99,11 +112,11 @@ HIDE_ROWS = """() => document.getElementById('f-text').addEventListener('input',
     row.style.display = words.every((word) => text.includes(word)) ? '' : 'none';
   }
 })"""
-FILTER = """(words) => new Promise((done) => {
-  const field = document.getElementById('f-text');
-  field.value = words;
+FILTER = """([name, kind, value]) => new Promise((done) => {
+  const field = document.getElementById(name);
+  field.value = value;
   const started = performance.now();
-  field.dispatchEvent(new Event('input'));
+  field.dispatchEvent(new Event(kind));
   requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(() => done(performance.now() - started))));
 })"""
 
@@ -136,8 +149,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         report = Path(scratch) / "results/report"
         baseline = side("report_paint", "baseline", report / "table.html", args.repeats)
         ours = side("report_paint", "ours", report / "index.html", args.repeats)
-    names = ("filter_ms", "loaded_s")
-    facts = {f"{who}_{name}": one[name] for who, one in (("baseline", baseline), ("ours", ours)) for name in names}
+    names = ("filter_ms", "loaded_s", *CHOICES)
+    sides = (("baseline", baseline), ("ours", ours))
+    facts = {f"{who}_{name}": one[name] for who, one in sides for name in names if name in one}
     return finish(
         "report_paint", baseline, ours, questions=args.questions, baseline_peak_mb=baseline["peak_mb"], **facts
     )

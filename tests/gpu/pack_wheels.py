@@ -2,7 +2,8 @@
 
     python -m tests.gpu.pack_wheels --output wheels --python 3.12 --have have.txt
 
-Writes wheels/light, wheels/train and wheels/serve for `python3 -m bench.rehearse --wheels wheels`. have.txt is what the
+Writes wheels/light, wheels/train and wheels/serve for `python3 -m bench.rehearse --wheels wheels`, and wheels/zero2
+(DeepSpeed, by envs/train/zero2.txt) for tests/gpu/several.sh. have.txt is what the
 host has already, `pip list --format=freeze` there: a package is left out whose version there is the lock's, or that is
 listed without a version, and torch with its CUDA libraries where any version is listed. --drop leaves files out of a
 wheel: LMDeploy's TurboMind is 100 MB of code that cannot run Qwen3-VL, and each GPU needs one of bitsandbytes' libraries.
@@ -14,6 +15,7 @@ import argparse
 import base64
 import fnmatch
 import hashlib
+import os
 import re
 import shutil
 import subprocess
@@ -29,6 +31,9 @@ from scripts.lib.files import atomic_path
 
 ROOT = Path(__file__).resolve().parents[2]
 SETS = {"light": ".", "train": "envs/train", "serve": "envs/serve"}
+ZERO2 = "envs/train/zero2.txt"  # over the set train
+# without a wheel on the index, and setup.py imports torch: built where envs/train is, without its CUDA operators
+BUILT = ("deepspeed",)
 # the host's own driver and GPU decide these; a version of theirs is as good as the lock's
 HOST = re.compile(r"(torch|torchvision|torchaudio|triton|cuda-[a-z-]+|nvidia-.+)")
 # what the steps that run in the light environment import; Snakemake, DVC and the report are not rehearsed
@@ -155,6 +160,37 @@ def export(environment: str) -> str:
     return done.stdout
 
 
+def pinned(text: str) -> dict[str, str]:
+    """{name: version} of a requirements file with hashes."""
+    return {canonical(name): version for name, version in re.findall(r"(?m)^([\w.-]+)==([\w.]+)", text)}
+
+
+def build(name: str, version: str, output: Path) -> None:
+    """A wheel of a package whose build imports torch, by envs/train's Python; it holds no compiled part.
+
+    Raises:
+        EqaError: it cannot be built here.
+    """
+    uv = shutil.which("uv") or str(ROOT / ".tools/bin/uv")
+    command = [uv, "run", "--quiet", "--frozen", "--project", str(ROOT / "envs/train"), "--with", "pip", "python", "-m"]
+    options = ["--quiet", "--no-build-isolation", "--no-deps", "--wheel-dir", str(output)]
+    try:
+        done = subprocess.run(
+            [*command, "pip", "wheel", *options, f"{name}=={version}"],
+            env=os.environ | {"DS_BUILD_OPS": "0"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    except FileNotFoundError:
+        raise EqaError("uv is not here; run `make setup`") from None
+    if done.returncode:
+        why = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise EqaError(
+            f"{name}=={version}: no wheel can be built here: {why}; run `uv sync --project envs/train` first"
+        )
+
+
 def download(packages: Mapping[str, str], python: str, output: Path) -> None:
     """Wheels of exact versions into `output`; a package without one is built here if it has no compiled part.
 
@@ -167,6 +203,9 @@ def download(packages: Mapping[str, str], python: str, output: Path) -> None:
     target = ["--only-binary=:all:", "--python-version", python, "--implementation", "cp"]
     target += [word for name in PLATFORMS for word in ("--platform", name)]
     for name, version in packages.items():
+        if name in BUILT:
+            build(name, version, output)
+            continue
         exact = [f"{name}=={version}", "--quiet", "--no-deps"]
         fetched = _pip("download", *target, "--dest", str(output), *exact)
         if fetched and _pip("wheel", "--wheel-dir", str(output), *exact):
@@ -180,7 +219,7 @@ def _pip(*words: str) -> str:
 
 
 def run(output: Path, python: str, have: Path | None, drop: Sequence[str]) -> dict:
-    """Pack the three folders.
+    """Pack the four folders.
 
     Raises:
         EqaError: no lock, no wheel, a bad --drop.
@@ -199,13 +238,21 @@ def run(output: Path, python: str, have: Path | None, drop: Sequence[str]) -> di
                 raise EqaError(f"--drop {rule}: NAME:PATTERN is wanted, such as lmdeploy:lmdeploy/lib/*")
             for wheel in (output / folder).glob(f"{name.replace('-', '_')}-*.whl"):
                 trim(wheel, [pattern])
-        sizes[folder] = round(sum(path.stat().st_size for path in (output / folder).glob("*.whl")) / 1e6, 1)
+        sizes[folder] = _megabytes(output / folder)
+    download(lacking(pinned((ROOT / ZERO2).read_text(encoding="utf-8")), there), python, output / "zero2")
+    sizes["zero2"] = _megabytes(output / "zero2")
     return {"megabytes": sizes}
+
+
+def _megabytes(folder: Path) -> float:
+    return round(sum(path.stat().st_size for path in folder.glob("*.whl")) / 1e6, 1)
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="pack_wheels", description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=path_argument, required=True, help="folder for light/, train/ and serve/")
+    parser.add_argument(
+        "--output", type=path_argument, required=True, help="folder for light/, train/, serve/ and zero2/"
+    )
     parser.add_argument("--python", default="3.12", help="the host's Python")
     parser.add_argument("--have", type=path_argument, help="`pip list --format=freeze` of the host")
     parser.add_argument("--drop", action="append", default=[], metavar="NAME:PATTERN", help="files left out of a wheel")

@@ -62,10 +62,18 @@ def test_kept_features_give_the_losses_of_a_training_without_them(inside: Path, 
 
 
 @pytest.mark.parametrize("distributed", ["fsdp", "zero2"])
-def test_a_shared_training_of_one_process_goes_on_where_it_stopped(inside: Path, distributed: str) -> None:
+def test_a_shared_training_of_one_process_goes_on_where_it_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, distributed: str
+) -> None:
+    from tests.train import training_data as data
+
     if distributed == "zero2":
         pytest.importorskip("deepspeed", reason="needs `make zero2`")
-    whole = trained(inside, distributed, distributed=distributed)
-    plain = trained(inside, f"plain_{distributed}")
+    # FSDP shares layers of one type only: the base has that of the steps
+    folder = data.make_workspace(tmp_path / "space", dtype="bfloat16")
+    monkeypatch.chdir(folder)
+    changes = {"distributed": distributed, "precision": "bf16"}
+    whole = trained(folder, distributed, **changes)
+    plain = trained(folder, f"plain_{distributed}", precision="bf16")
     assert whole == pytest.approx(plain, rel=0.05)
-    assert trained(inside, distributed, again="_again", distributed=distributed) == pytest.approx(whole, rel=0.01)
+    assert trained(folder, distributed, again="_again", **changes) == pytest.approx(whole, rel=0.01)

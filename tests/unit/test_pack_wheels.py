@@ -42,6 +42,13 @@ def test_what_no_step_imports_is_not_packed():
     assert pack_wheels.lacking(wanted, {}) == {"lmdeploy": "0.18.0"}
 
 
+def test_deepspeed_and_what_it_needs_are_packed_by_their_pins(root):
+    pins = pack_wheels.pinned((root / pack_wheels.ZERO2).read_text(encoding="utf-8"))
+    assert pins.keys() == {"deepspeed", "hjson", "msgpack", "ninja", "py-cpuinfo"}
+    assert pins["deepspeed"] == "0.18.9"
+    assert set(pack_wheels.BUILT) <= set(pins)
+
+
 def test_without_a_list_everything_is_packed():
     wanted = pack_wheels.locked(EXPORT, "3.12")
     assert pack_wheels.lacking(wanted, {}) == wanted

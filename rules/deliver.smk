@@ -196,7 +196,12 @@ rule bench_lmdeploy:
 
 
 def imported_for(server):
-    """The record that names the model to ask an Ollama server for; nothing for the other servers."""
+    """The record that names the model to ask an Ollama server for; nothing for the other servers.
+
+    Called for each check that is asked for. Whatever was found before, another model may be served now, of which no input
+    tells: the check then runs as by `-R check_serving`.
+    """
+    workflow.dag.forcerules.add(workflow.get_rule("check_serving"))
     return ["results/ollama/import.json"] if server == "ollama" else []
 
 
@@ -228,10 +233,3 @@ rule check_serving:
             --server {wildcards.server:q} --test {input.test:q} --predictions {input.predictions:q} {params.imported:q} \
             --config {params.config:q} --output {output:q} >{log:q} 2>&1
         """
-
-
-# Whatever has been checked before: another model may be served now, of which no input tells. As by `-R check_serving`.
-if workflow.dag_settings is not None:
-    workflow.dag_settings.forcerun = frozenset(
-        {*workflow.dag_settings.forcerun, "check_serving"}
-    )

@@ -500,6 +500,17 @@ def test_page_without_pictures_says_so(run_folder, open_page):
     assert page.locator(".frame").count() == 0
 
 
+def test_one_question_is_no_questions(tmp_path, open_page):
+    folder = make_results(tmp_path, episodes=8, test_episodes=1, pictures=1, most=1)
+    assert write_report.main(page_arguments(folder)) == 0
+    page = open_page(folder / "results/report/index.html")
+    assert page.inner_text("#count").startswith("1 of 1 question:")
+    page.wait_for_selector("#card-0 .answers")
+    assert not re.search(
+        r"\b1 (?:test )?(?:questions|rooms|pictures|artifacts|jobs|episodes|files)\b", page.inner_text("body")
+    )
+
+
 def test_page_tells_real_from_drawn_rooms(tmp_path, open_page):
     name = plan_episodes(8, 7)[-1].history
     folder = make_results(tmp_path, episodes=8, test_episodes=1, real=name, pictures=2)

@@ -138,10 +138,15 @@ def check_whole(data: bytes, where: str) -> None:
     Decoders fill what is missing with grey and say nothing.
 
     Raises:
-        EqaError: no end mark, a PNG whose parts reach beyond its end, a JPEG of more than MAX_JPEG_SCANS scans.
+        EqaError: no end mark, a PNG whose parts reach beyond its end or that is animated, a JPEG of more than
+            MAX_JPEG_SCANS scans.
     """
     if data[:8] == PNG_MAGIC:
-        whole = _png_is_whole(data)
+        names = _png_chunks(data)
+        # OpenCV reads these by a decoder of its own, which fills what is missing and says nothing
+        if b"acTL" in names:
+            raise EqaError(f"{where}: an animated PNG, one picture a file is wanted; extract the frames again")
+        whole = b"IEND" in names
     else:
         whole = b"\xff\xd9" in data[-1024:]  # some cameras pad after the end mark
         scans = data.count(b"\xff\xda")
@@ -153,18 +158,20 @@ def check_whole(data: bytes, where: str) -> None:
         raise EqaError(f"{where}: this picture ends early; fetch or extract it again")
 
 
-def _png_is_whole(data: bytes) -> bool:
-    """Whether every chunk up to IEND lies within the data.
+def _png_chunks(data: bytes) -> set[bytes]:
+    """Names of a PNG's chunks that lie within the data, up to IEND.
 
     OpenCV takes memory for what a chunk claims before it looks for it: 57 bytes took 4.2 GB and 30 s.
     """
+    names: set[bytes] = set()
     at = len(PNG_MAGIC)
-    while at + 12 <= len(data):
-        length = int.from_bytes(data[at : at + 4], "big")
-        if data[at + 4 : at + 8] == b"IEND":
-            return at + 12 + length <= len(data)
-        at += 12 + length  # length, name, content, checksum
-    return False
+    while at + 12 <= len(data) and b"IEND" not in names:
+        end = at + 12 + int.from_bytes(data[at : at + 4], "big")  # length, name, content, checksum
+        if end > len(data):
+            break
+        names.add(data[at + 4 : at + 8])
+        at = end
+    return names
 
 
 def decode_image(data: bytes, where: str) -> np.ndarray:
@@ -379,7 +386,7 @@ class VideoFile:
     def _killer(self, death: DecoderDied) -> EqaError:
         self._decoder = None
         return EqaError(
-            f"{self._path}: decord dies of it ({death}); the video is damaged, or memory is short; fetch it again"
+            f"{self._path}: decord fails on it ({death}); the video is damaged, or memory is short; fetch it again"
         )
 
     def _batch(self, indices: list[int]) -> np.ndarray:

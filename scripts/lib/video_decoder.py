@@ -1,7 +1,8 @@
 """decord in a process of its own.
 
 On some damaged videos decord 0.6.0 does not raise but ends its process (`std::bad_alloc`, a segmentation fault), which
-would take the job with it and name no file. The process serves one video after the other and is replaced when it died.
+would take the job with it and name no file; others could hold it forever. The process serves one video after the other
+and is replaced when it died or did not answer.
 Run as a module it is that process.
 """
 
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[2]
 # Address space, not memory in use. A batch of 8K frames takes 1 GiB; claims of a damaged index go far beyond
 MAX_BYTES = 8 * 2**30
+# For one answer. Against what never ends, so far above what takes long: to a frame decord decodes all from the key frame
+# before it, 1080p at 24 frames per second where five processes share a core (measured), and some videos have no other
+ANSWER_S = 600.0
 _idle: list[Decoder] = []
 
 
@@ -33,7 +37,7 @@ class DecoderError(Exception):
 
 
 class DecoderDied(Exception):
-    """decord's process ended; says how."""
+    """decord's process ended, or was ended as it did not answer; says how."""
 
 
 class Decoder:
@@ -71,6 +75,7 @@ class Decoder:
         import numpy as np
 
         shape = self._ask("frames", [int(i) for i in indices])
+        self._wait()
         try:
             return np.frombuffer(self._connection.recv_bytes(), np.uint8).reshape(shape)
         except (EOFError, OSError):
@@ -90,12 +95,23 @@ class Decoder:
     def _ask(self, what: str, argument: object) -> object:
         try:
             self._connection.send((what, argument))
+            self._wait()
             good, answer = self._connection.recv()
         except (EOFError, OSError):
             raise self._died() from None
         if not good:
             raise DecoderError(answer)
         return answer
+
+    def _wait(self) -> None:
+        """Until there is something to read, the other side's end too.
+
+        Raises:
+            DecoderDied: nothing came within ANSWER_S; the process is ended.
+        """
+        if not self._connection.poll(ANSWER_S):
+            self.end()
+            raise DecoderDied(f"no answer within {ANSWER_S:g} s")
 
     def _died(self) -> DecoderDied:
         self._connection.close()

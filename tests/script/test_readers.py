@@ -10,6 +10,7 @@ import struct
 import subprocess
 import sys
 import time
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from scripts.lib import video_decoder
 from scripts.lib.errors import EqaError
 from scripts.lib.readers import FrameFolder, SensFile, VideoFile, decode_image, frame_limit, image_size, open_reader
 from tests.lib import raw_data as raw
@@ -119,6 +121,27 @@ def test_a_png_part_that_claims_more_than_the_file_holds_is_refused_before_decod
     whole = raw.encoded(1)
     at = whole.index(b"IDAT") - 4
     assert "ends early" in _refusal(decode_image, whole[:at] + struct.pack(">I", claimed) + whole[at + 4 :], "frame")
+
+
+def png_chunk(name: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+
+@pytest.mark.parametrize(
+    "pictures", [b"", png_chunk(b"fcTL", struct.pack(">IIIIIHHBB", 0, 96, 64, 0, 0, 1, 10, 0, 0))], ids=["", "first"]
+)
+@pytest.mark.parametrize("kept", [1.0, 0.5, 0.0], ids=["whole", "half", "none"])
+def test_an_animated_png_is_refused_by_name_before_decoding(tmp_path, pictures, kept):
+    """OpenCV gives a whole picture for one that is cut short, black where it ends."""
+    rows = bytes(64 * (1 + 3 * 96))
+    head = b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", struct.pack(">IIBBBBB", 96, 64, 8, 2, 0, 0, 0))
+    body = png_chunk(b"acTL", struct.pack(">II", 2, 0)) + pictures
+    body += png_chunk(b"IDAT", zlib.compress(rows[: int(len(rows) * kept)])) + png_chunk(b"IEND", b"")
+    (tmp_path / "000000-rgb.png").write_bytes(head + body)
+    reader = FrameFolder(tmp_path)
+    for read in (lambda: reader.check([0]), lambda: next(reader.read([0]))):
+        message = _refusal(read)
+        assert message.startswith(f"{tmp_path}/000000-rgb.png: an animated PNG")
 
 
 def test_a_jpeg_of_hundreds_of_scans_is_refused_before_decoding():
@@ -324,7 +347,7 @@ def test_videos_with_a_flipped_byte_in_their_index_are_read_or_refused(tmp_path)
 
 def test_a_video_that_ends_decord_is_named_and_the_next_one_read(tmp_path):
     (bad := tmp_path / "bad.mp4").write_bytes((ROOT / "tests/fuzz/crashes/video/index_that_ends_decord").read_bytes())
-    assert re.fullmatch(rf"{bad}: decord dies of it \(SIG[A-Z]+\); .*", _refusal(VideoFile, bad))
+    assert re.fullmatch(rf"{bad}: decord fails on it \(SIG[A-Z]+\); .*", _refusal(VideoFile, bad))
     assert VideoFile(raw.video(tmp_path / "good.mp4", 5)).count == 5
 
 
@@ -332,10 +355,57 @@ def test_a_decoder_killed_midway_is_told_and_replaced(tmp_path):
     file = raw.video(tmp_path / "v.mp4", 20)
     reader = VideoFile(file)
     reader._decoder._process.kill()
-    assert f"{file}: decord dies of it (SIGKILL)" in _refusal(lambda: reader.check([19]))
+    assert f"{file}: decord fails on it (SIGKILL)" in _refusal(lambda: reader.check([19]))
     reader.close()
     with contextlib.closing(VideoFile(file)) as again:
         assert _same(next(again.read([19])), 19, 8)
+
+
+HANGS = """
+import sys, time
+from multiprocessing.connection import Connection
+import numpy as np
+connection = Connection(int(sys.argv[2]))
+hangs_at = sys.argv[1]
+while True:
+    what, _ = connection.recv()
+    if what == hangs_at:
+        time.sleep(600)
+    if what == "open":
+        connection.send((True, 20))
+    elif what == "frames":
+        connection.send((True, (1, 64, 96, 3)))
+        if hangs_at == "pictures":
+            time.sleep(600)
+        connection.send_bytes(bytes(64 * 96 * 3))
+    else:
+        connection.send((True, None))
+"""
+
+
+@pytest.mark.parametrize("at", ["open", "frames", "pictures", "close"])
+def test_a_video_that_holds_decord_is_named_in_time_and_its_process_ended(tmp_path, monkeypatch, at):
+    file = raw.video(tmp_path / "v.mp4", 20)
+    started = []
+    popen = subprocess.Popen
+
+    def stand_in(command, **options):
+        started.append(popen([sys.executable, "-c", HANGS, at, command[-1]], **options))
+        return started[-1]
+
+    monkeypatch.setattr(video_decoder, "_idle", [])
+    monkeypatch.setattr(video_decoder.subprocess, "Popen", stand_in)
+    monkeypatch.setattr(video_decoder, "ANSWER_S", 2.0)
+    before = time.monotonic()
+    if at == "close":
+        VideoFile(file).close()  # all that was wanted is there: no error, and nobody else gets that process
+    else:
+        message = _refusal(VideoFile, file)
+        assert message.startswith(f"{file}: decord fails on it (no answer within 2 s)")
+        assert "\n" not in message
+    assert time.monotonic() - before < 30
+    assert [process.poll() for process in started] == [-9]
+    assert video_decoder._idle == []
 
 
 def test_one_decoder_serves_video_after_video_and_ends_with_its_process(tmp_path):

@@ -256,8 +256,8 @@ def test_a_conversation_over_the_context_is_one_line_and_no_answer_without_its_f
     results, asked, ollama, own_models, tmp_path
 ):
     assert load(results, asked / "test.json", tmp_path / "import.json") == 0
-    turns = [Message("user", "Is the sofa red? " * 200), Message("assistant", "yes"), Message("user", "Why?")]
-    with ChatClient("ollama", ollama.url, NAME, num_ctx=512) as client:
+    turns = [Message("user", "Is the sofa red? " * 500), Message("assistant", "yes"), Message("user", "Why?")]
+    with ChatClient("ollama", ollama.url, NAME, num_ctx=2048) as client:  # Ollama raises smaller ones to it
         assert client.ask(turns[1:], Decoding(4)) is not None
         with pytest.raises(EqaError, match="context") as caught:
             client.ask(turns, Decoding(4))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 BEGIN = "<!-- fault matrix: begin, written by `make test-faults` -->"
 END = "<!-- fault matrix: end -->"
+STARRED = "\\* by an earlier source of this rule or of what all cases share; `make test-faults` runs it again."
 
 
 def cell(results: Mapping[tuple[str, str], Mapping], rule: str, fault: str, key: str) -> str:
@@ -38,11 +39,12 @@ def text(
     lines.append(
         f"{len(cells)} cases: {passed} kept every promise, {broken} broke one, {len(cells) - passed - broken} not run."
     )
+    runs = sorted({(result["day"], result["commit"]) for result in found if result.get("commit")})
+    if runs:
+        first, last = (f"{commit} ({day})" for day, commit in (runs[0], runs[-1]))
+        lines += ["", f"Run at commit {first}." if first == last else f"Run at commits {first} to {last}."]
     if any(text.endswith(" *") for text in cells.values()):
-        lines += [
-            "",
-            "\\* by an earlier source of this rule or of what all cases share; `make test-faults` runs it again.",
-        ]
+        lines += ["", STARRED]
     return "\n".join(lines)
 
 

@@ -3,6 +3,7 @@
     uv run --frozen --project envs/train python -m bench.train_throughput                       # CPU: the demo's model
     python -m bench.train_throughput --model /tmp/qwen3-vl-2b --preset openeqa-80gb             # one CUDA GPU
     ... --also "openeqa-80gb train.gradient_checkpointing=true gpu_gib=24" --also "openeqa-t4 gpu_gib=14.6"
+    ... --gpus 1 2                                                                              # each recipe on one and on two
 
 Without --model, or where its folder does not exist, a model with random weights is made: on a GPU in the exact shape of
 Qwen3-VL-2B. Both sides see the same episodes, 8 frames of the same size and the same answer tokens under the loss, in
@@ -13,7 +14,10 @@ since it would not train otherwise. Ours runs through train_adapter with a prese
 Questions a second at equal epochs, from the wall times that both sides write to TensorBoard after the first steps, so
 imports, tokenizing and loading count on neither side. What ours spends before the first step on features of the vision
 tower is counted, shared among the preset's epochs. Each --also is a further recipe of ours in the same run, against the
-same baseline; gpu_gib holds one to a smaller card's memory. Optimizer updates an epoch are printed beside: a
+same baseline; gpu_gib holds one to a smaller card's memory. With --gpus each recipe of ours trains on each of these numbers
+of GPUs (on the CPU: processes), by torchrun where there is more than one, with the same samples a step; the first recipe
+is then one that gives two GPUs as many samples at once as one, and has no dropout, so that losses can be compared step by
+step. Optimizer updates an epoch are printed beside: a
 conversation of an episode holds all its questions, so there are fewer.
 """
 
@@ -53,11 +57,22 @@ SHOWN_KEYS = (
     "extra",
 )
 WARM_STEPS = {"baseline": 3, "ours": 3}  # left out: memory is found, kernels are chosen
+# LoRA dropout draws other numbers on each GPU; each step's loss is kept
+COMPARED = ("train.gradient_accumulation={gpus}", "train.lora_dropout=0.0", "train.logging_steps=1")
 LIMITED = (
     "import sys, torch; torch.cuda.set_per_process_memory_fraction("
     "{gib} * 2**30 / torch.cuda.get_device_properties(0).total_memory); "
     "from scripts import train_adapter; sys.exit(train_adapter.main(sys.argv[1:]))"
 )
+# for torchrun's children, which read it from a folder on their path before anything else
+LIMITED_CHILD = """
+import os
+if "LOCAL_RANK" in os.environ:
+    import torch
+    here = int(os.environ["LOCAL_RANK"])
+    whole = torch.cuda.get_device_properties(here).total_memory
+    torch.cuda.set_per_process_memory_fraction({gib} * 2**30 / whole, here)
+"""
 USUAL = {  # the tutorial's training arguments, 512x288 frames let through whole
     "stage": "sft",
     "do_train": True,
@@ -159,16 +174,25 @@ def run_baseline(work: Path, model: Path, data: Path, steps: int, pixels: int, c
     if cpu:
         args["use_cpu"] = True
     (work / "baseline.yaml").write_text(yaml.safe_dump(args))
-    peak = _call(
-        ["-m", "llamafactory.cli", "train", str(work / "baseline.yaml")], work / "baseline.log", work / "tb_baseline"
+    peaks = _call(
+        ["-m", "llamafactory.cli", "train", str(work / "baseline.yaml")],
+        work / "baseline.log",
+        {"TENSORBOARD_LOGGING_DIR": str(work / "tb_baseline")},
     )
-    return _measured(work / "tb_baseline", "baseline", 8, 1) | {"gpu_mb": peak}
+    return _measured(work / "tb_baseline", "baseline", 8, 1) | {"gpu_mb": max(peaks)}
 
 
 def run_ours(
-    work: Path, model: Path, data: Path, steps: int, config: dict, questions: int, gpu_gib: float | None = None
+    work: Path,
+    model: Path,
+    data: Path,
+    steps: int,
+    config: Mapping,
+    questions: int,
+    gpu_gib: float | None = None,
+    gpus: int = 1,
 ) -> dict:
-    """scripts.train_adapter, as a child, which may be held to `gpu_gib` of GPU memory."""
+    """scripts.train_adapter, as a child, on so many GPUs, each of which may be held to `gpu_gib` of memory."""
     train = config["train"] | {"max_steps": steps, "save_steps": 100000, "eval_steps": 100000}
     train["cutoff_len"] = USUAL[
         "cutoff_len"
@@ -184,9 +208,14 @@ def run_ours(
     line += ["--config", json.dumps({"train": train, "vision": config["vision"]}), "--work-dir", work / "train"]
     line += ["--adapter-dir", work / "adapter", "--log-dir", work / "train_log"]
     start = ["-m", "scripts.train_adapter"]
-    if gpu_gib:
+    environ = {"EQA_TRAIN_PROCESSES": str(gpus)}
+    if gpu_gib and gpus == 1:
         start = ["-c", LIMITED.format(gib=gpu_gib)]
-    peak = _call([*start, *map(str, line)], work / "ours.log", None)
+    elif gpu_gib:
+        (work / "limit").mkdir(exist_ok=True)
+        (work / "limit/sitecustomize.py").write_text(LIMITED_CHILD.format(gib=gpu_gib))
+        environ["PYTHONPATH"] = str(work / "limit")
+    peaks = _call([*start, *map(str, line)], work / "ours.log", environ, gpus)
     samples = train["batch_size"] * train["gradient_accumulation"]
     speed = json.loads((work / "train_log/speed.json").read_text())
     found = _measured(work / "train_log/tensorboard", "ours", samples, questions)
@@ -195,31 +224,50 @@ def run_ours(
     found["steady"] = found["questions_per_s"]
     found["questions_per_s"] = asked / (cache["seconds"] + asked / found["steady"])
     found |= {"vision_cache_s": cache["seconds"], "vision_cache_mb": cache["mb"]}
-    return found | {"gpu_mb": peak, "torch_peak_mb": speed["peak_gpu_mb"], "questions_a_step": samples * questions}
-
-
-def _call(arguments: Sequence[str], log: Path, tensorboard: Path | None) -> int:
-    """Run python with `arguments`; the most GPU memory in use meanwhile, in MiB, 0 without a GPU."""
-    env = os.environ | {
-        "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
-        "HF_HUB_OFFLINE": "1",
-        "HF_DATASETS_OFFLINE": "1",
+    if speed["devices"] != gpus:
+        raise SystemExit(
+            f"--gpus {gpus}: {speed['devices']} were used, since a step of {samples} samples divides no further; "
+            "set train.gradient_accumulation to a multiple"
+        )
+    each = {"gpu_mb_each": peaks, "torch_peak_mb_each": speed["peak_gpu_mb_each"]}
+    return found | {
+        "gpu_mb": max(peaks),
+        "torch_peak_mb": speed["peak_gpu_mb"],
+        "questions_a_step": samples * questions,
+        **each,
     }
+
+
+def chosen_gpus(count: int, environ: Mapping[str, str]) -> str:
+    """CUDA_VISIBLE_DEVICES of a run on `count` GPUs: the first of what is visible now, by number or UUID.
+
+    Raises:
+        SystemExit: fewer are visible.
+    """
+    names = [name.strip() for name in environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    names = names or [str(number) for number in range(count)]
+    if len(names) < count:
+        raise SystemExit(f"--gpus {count}: CUDA_VISIBLE_DEVICES={','.join(names)} shows {len(names)}; show more")
+    return ",".join(names[:count])
+
+
+def _call(arguments: Sequence[str], log: Path, environ: Mapping[str, str], gpus: int = 1) -> list[int]:
+    """Run python with `arguments` on so many GPUs; the most memory in use meanwhile on each, in MiB, 0 without a GPU."""
+    env = os.environ | {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", **environ}
+    path = [environ.get("PYTHONPATH"), str(ROOT), os.environ.get("PYTHONPATH")]
+    env["PYTHONPATH"] = os.pathsep.join(filter(None, path))
+    env["CUDA_VISIBLE_DEVICES"] = chosen_gpus(gpus, os.environ)
     env.setdefault("OMP_NUM_THREADS", "1")
     env.pop("PYTHONDONTWRITEBYTECODE", None)
-    if tensorboard:
-        env["TENSORBOARD_LOGGING_DIR"] = str(tensorboard)
-    peak, done = [0], threading.Event()
+    peaks, done = [0] * gpus, threading.Event()
 
     def watch() -> None:
+        look = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
+        look += [f"--id={env['CUDA_VISIBLE_DEVICES']}"]
         while shutil.which("nvidia-smi") and not done.wait(0.2):
-            used = subprocess.run(
-                ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits", "--id=0"],
-                capture_output=True,
-                text=True,
-                check=False,
-            ).stdout.strip()
-            peak[0] = max(peak[0], int(used) if used.isdigit() else 0)
+            lines = subprocess.run(look, capture_output=True, text=True, check=False).stdout.split()
+            if len(lines) == gpus and all(line.isdigit() for line in lines):
+                peaks[:] = map(max, peaks, map(int, lines))
 
     thread = threading.Thread(target=watch)
     thread.start()
@@ -235,7 +283,7 @@ def _call(arguments: Sequence[str], log: Path, tensorboard: Path | None) -> int:
         raise SystemExit(
             f"{' '.join(arguments[:2])} ended with {code}:\n" + "\n".join(log.read_text().splitlines()[-25:])
         )
-    return peak[0]
+    return peaks
 
 
 def _measured(events: Path, side: str, samples: int, questions: int) -> dict:
@@ -254,6 +302,7 @@ def _measured(events: Path, side: str, samples: int, questions: int) -> dict:
         "step_s": seconds / steps,
         "steps": steps,
         "loss": points[-1][2],
+        "losses": [round(point[2], 5) for point in points],
     }
 
 
@@ -288,11 +337,30 @@ def variant(text: str) -> Variant:
     return Variant(text, config, gpu_gib)
 
 
-def outcome(chosen: Variant, new: Mapping, old: Mapping) -> dict:
-    """What one recipe of ours came to, for the JSON line."""
+def curves_apart(one: Sequence[float], other: Sequence[float]) -> dict:
+    """How far two loss curves lie apart, as shares of the first: at most, and on average."""
+    shares = [abs(a - b) / abs(a) for a, b in zip(one, other, strict=True)]
+    return {"largest": round(max(shares), 5), "mean": round(sum(shares) / len(shares), 5)}
+
+
+def outcome(chosen: Variant, new: Mapping, old: Mapping, gpus: int = 1, first: Mapping | None = None) -> dict:
+    """What one recipe of ours came to on so many GPUs, for the JSON line.
+
+    Args:
+        first: the same recipe on the first number of GPUs, for the ratio to it.
+    """
     train = chosen.config["train"]
-    return {
+    compared = {}
+    if first:
+        compared["ratio_to_first"] = round(new["questions_per_s"] / first["questions_per_s"], 3)
+        compared["steady_ratio_to_first"] = round(new["steady"] / first["steady"], 3)
+        compared["losses_apart"] = curves_apart(first["losses"], new["losses"])
+    return compared | {
         "variant": chosen.name,
+        "gpus": gpus,
+        "losses": new["losses"],
+        "gpu_mb_each": new["gpu_mb_each"],
+        "torch_peak_mb_each": new["torch_peak_mb_each"],
         "ours": round(new["questions_per_s"], 3),
         "ratio": round(new["questions_per_s"] / old["questions_per_s"], 2),
         "gpu_mb": {"baseline": old["gpu_mb"], "ours": new["gpu_mb"], "ours_torch": new["torch_peak_mb"]},
@@ -328,14 +396,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--skip-baseline", type=float, metavar="QUESTIONS_PER_S", help="a baseline measured before on this machine"
     )
     parser.add_argument("--work-dir", type=Path, help="kept; a temporary folder if left out")
+    parser.add_argument(
+        "--gpus", type=int, nargs="+", default=[1], help="numbers of GPUs, or of processes on the CPU, such as 1 2"
+    )
     args = parser.parse_args(argv)
 
     import torch
 
     gpu = torch.cuda.is_available()
-    if gpu:
-        os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
-    first = [args.preset or ("openeqa-80gb" if gpu else "demo"), *args.set]
+    if gpu and max(args.gpus) > torch.cuda.device_count():
+        parser.error(f"--gpus {max(args.gpus)}: {torch.cuda.device_count()} are visible; name no more")
+    if min(args.gpus) < 1:
+        parser.error(f"--gpus {min(args.gpus)}: 1 or more")
+    most = max(args.gpus)
+    compared = [text.format(gpus=most) for text in COMPARED] if most > 1 else []
+    first = [args.preset or ("openeqa-80gb" if gpu else "demo"), *compared, *args.set]
     first += [f"gpu_gib={args.gpu_gib:g}"] if args.gpu_gib else []
     variants = [variant(text) for text in (" ".join(first), *args.also)]
     size = (512, 288) if gpu else (192, 128)
@@ -356,16 +431,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{'questions/s':>12s}{'ratio':>7s}{'updates an epoch':>18s}{'GPU MiB':>9s}{'torch MiB':>11s}")
         print(_line(old, old, "baseline"), flush=True)
         for number, chosen in enumerate(variants):
-            folder = work / f"ours{number}"
-            folder.mkdir(exist_ok=True)
-            try:
-                new = run_ours(folder, model, work / "data", steps, chosen.config, args.questions, chosen.gpu_gib)
-            except SystemExit as error:
-                failed.append({"variant": chosen.name, "why": str(error).splitlines()[-1]})
-                print(f"{chosen.name}: {error}", file=sys.stderr)
-                continue
-            found.append(outcome(chosen, new, old))
-            print(_line(new, old, chosen.name), flush=True)
+            reference = None
+            for gpus in args.gpus:
+                name = chosen.name if args.gpus == [1] else f"{gpus} x {chosen.name}"
+                folder = work / f"ours{number}{'' if gpus == 1 else f'_{gpus}'}"
+                folder.mkdir(exist_ok=True)
+                asked = (steps, chosen.config, args.questions, chosen.gpu_gib, gpus)
+                try:
+                    new = run_ours(folder, model, work / "data", *asked)
+                except SystemExit as error:
+                    failed.append({"variant": chosen.name, "gpus": gpus, "why": str(error).splitlines()[-1]})
+                    print(f"{name}: {error}", file=sys.stderr)
+                    continue
+                found.append(outcome(chosen, new, old, gpus, reference))
+                reference = reference or new
+                print(_line(new, old, name), flush=True)
         base_sha = sha256_file(model / "manifest.json")[:12]
     result = {
         "bench": "train_throughput",

@@ -160,7 +160,8 @@ def _through_tower(inner: Any, pixels: tuple, precision: str) -> tuple:
             inner, values.to(device, non_blocking=True), grids.to(device), return_dict=True
         )
         found = torch.cat([torch.cat(out.pooler_output), *out.deepstack_features], dim=1)
-        # the model casts them to this type before it uses them
+        # the model casts the merged features to this type itself, and DeepStack's to that of its hidden states: the same,
+        # but for fp16 steps over a bf16 base, where it is float32 and DeepStack's lose bits here
         return grids, found.to(inner.get_input_embeddings().weight.dtype)
 
 

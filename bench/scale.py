@@ -7,7 +7,8 @@ link to one file, in the source and in results/frames. Steps: index, split, join
 of Snakemake looks at in results/frames), sft (build_sft, in envs/train, where a base model is at hand), score (one
 model), compare, report (pictures linked) and plan (`snakemake -n` in a copy of this project). `baseline` is what all of them would take
 at the largest size if they grew by the number of episodes from the smallest one: a ratio of 1 is linear growth.
-`bytes` holds the sizes of the files that a step wrote. docs/scale.md goes on from these numbers.
+`bytes` holds the sizes of the files that a step wrote. docs/scale.md goes on from these numbers; `--table` prints its table
+from the results that are committed.
 """
 
 from __future__ import annotations
@@ -29,6 +30,18 @@ ROOT = Path(__file__).resolve().parents[1]
 QUESTIONS = 11  # an episode, as Open-EQA's 1,636 / 152
 FRAMES = 8
 STEPS = ("index", "split", "join", "start", "sft", "score", "compare", "report", "plan")
+TOLD = {
+    "index": "`list_source`, `index_episodes`",
+    "split": "`split_questions`",
+    "join": "`join_frames`",
+    "start": "each start of Snakemake: the look at results/frames",
+    "sft": "`build_sft`",
+    "score": "`score`, one model",
+    "compare": "`compare_models`",
+    "report": "`write_report`, pictures linked",
+    "plan": "`snakemake -n`, 300 shards",
+}
+COMMITTED = tuple(ROOT / "bench/results" / name for name in ("scale-2core.json", "scale-100000-2core.json"))
 MODELS = ("base", "tuned", "blind", "majority")
 CATEGORIES = ("object recognition", "object state recognition", "attribute recognition", "spatial understanding",
               "functional reasoning", "world knowledge", "object localization")  # fmt: skip
@@ -274,6 +287,26 @@ def measure(folder: Path, count: int, shards: int, base: Path) -> dict[str, dict
     return found
 
 
+def table(files: Sequence[Path] = COMMITTED) -> list[str]:
+    """docs/scale.md's table: peak memory of each step by the number of episodes, and processor time at the most of them.
+
+    Args:
+        files: results of this bench; where two have the same size, the later one counts. A dash is not measured.
+    """
+    sizes: dict[int, dict[str, dict]] = {}
+    for file in files:
+        sizes |= {int(count): steps for count, steps in json.loads(file.read_text())["sizes"].items()}
+    counts = sorted(sizes)
+    least, most = counts[0], counts[-1]
+    head = [f"{count:,}" + (" episodes" if count == least else "") for count in counts]
+    lines = [f"| step | {' | '.join(head)} | processor time at {most:,} |", "|---" * (len(counts) + 2) + "|"]
+    for step, name in TOLD.items():
+        peaks = [f"{sizes[count][step]['peak_mb']:,} MiB" if step in sizes[count] else "-" for count in counts]
+        spent = sizes[most].get(step, {}).get("cpu_s")
+        lines.append(f"| {name} | {' | '.join(peaks)} | {'-' if spent is None else f'{spent:.0f} s'} |")
+    return lines
+
+
 def file_sizes(folder: Path) -> dict[str, int]:
     """Bytes of the large files that the steps wrote."""
     names = ("index/episodes.json", "index/questions.json", "split/split.json", "frames/manifest.json")
@@ -295,7 +328,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--side", nargs=3, metavar=("STEP", "DIR", "SHARDS"), help="one step alone, on data that is there"
     )
+    parser.add_argument("--table", action="store_true", help="measure nothing: the table of the committed results")
     args = parser.parse_args(argv)
+    if args.table:
+        print("\n".join(table()))
+        return 0
     if args.side:
         step, folder, shards = args.side
         seconds = work(step, Path(folder), int(shards))

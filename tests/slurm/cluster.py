@@ -1,6 +1,7 @@
 """A real Slurm for tests: slurmctld, munge and two slurmd of Debian's packages, without systemd, cgroups or accounting.
 
-Both nodes are this machine, each with its own slurmd and port; `node2` has two GPUs that are empty files.
+Both nodes are this machine, each with its own slurmd, port and two GPUs that are empty files; the partition `gpu` is the
+second node alone.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ MinJobAge=3600
 KillWait=5
 GresTypes=gpu
 NodeName=DEFAULT CPUs=8 Boards=1 SocketsPerBoard=1 CoresPerSocket=8 ThreadsPerCore=1 RealMemory=16000
-NodeName=node1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} State=UNKNOWN
+NodeName=node1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} Gres=gpu:2 State=UNKNOWN
 NodeName=node2 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} Gres=gpu:2 State=UNKNOWN
 PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 PartitionName=gpu Nodes=node2 MaxTime=INFINITE State=UP
@@ -72,6 +73,8 @@ class Job(NamedTuple):
     node: str
     limit: str
     partition: str
+    cpus: str  # of all nodes
+    gres: str  # of each node
 
 
 def missing() -> str:
@@ -140,7 +143,7 @@ class Cluster:
         (self.state / "slurm.conf").write_text(conf)
         (self.state / "gpu0").touch()
         (self.state / "gpu1").touch()
-        (self.state / "gres.conf").write_text(f"NodeName=node2 Name=gpu File={self.state}/gpu[0-1]\n")
+        (self.state / "gres.conf").write_text(f"NodeName={','.join(NODES)} Name=gpu File={self.state}/gpu[0-1]\n")
         (self.state / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\nConstrainCores=no\nConstrainRAMSpace=no\n")
         CONFIG_HOME.mkdir(parents=True, exist_ok=True)
         for name in ("slurm.conf", "gres.conf", "cgroup.conf"):
@@ -182,7 +185,7 @@ class Cluster:
 
     def jobs(self) -> list[Job]:
         """Every job that the controller remembers."""
-        listed = self.run("squeue", "-h", "-a", "-t", "all", "-S", "i", "-o", "%i|%T|%k|%m|%N|%l|%P").stdout
+        listed = self.run("squeue", "-h", "-a", "-t", "all", "-S", "i", "-o", "%i|%T|%k|%m|%N|%l|%P|%C|%b").stdout
         return [Job(*line.split("|")) for line in listed.splitlines()]
 
     def processes(self, job: str, word: str) -> list[int]:

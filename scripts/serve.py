@@ -110,7 +110,7 @@ def check_port(host: str, port: int) -> None:
             probe.bind((host, port))
     except OSError as error:
         raise EqaError(f"{host}:{port}: {error.strerror}; free it, or set serve.port to another") from None
-    except UnicodeError:
+    except (UnicodeError, TypeError):  # no bytes that a resolver takes
         raise EqaError(f"serve.host={host}: no host name; 127.0.0.1 is this machine alone") from None
 
 

@@ -104,6 +104,56 @@ def test_real_data_brings_the_licences(results):
     assert front_matter(text)["license"] == "apache-2.0"
 
 
+def with_parts(results: Path, roots: dict[str, str]) -> None:
+    """A question in each part, from the demo's rooms ("demo") or the user's data ("source")."""
+    config = serving_data.recipe()
+    config["data"] |= {"source": "$OPENEQA_DATA"}
+    write_json(results / "config.json", config)
+    rows = [{"question_id": f"q-{part}", "root": root} for part, root in roots.items()]
+    write_json(results / "index/questions.json", {"questions": rows})
+    one = {"questions": 1, "episodes": 1, "spaces": 1}
+    split = {"by": "space", "counts": dict.fromkeys(roots, one), "parts": {part: [f"q-{part}"] for part in roots}}
+    write_json(results / "split/split.json", split)
+
+
+def test_a_tiny_base_tested_on_real_frames_is_not_called_rendered(results):
+    """The preset hm3d-clip: the demo's base and rooms, one real clip as the test part."""
+    with_parts(results, {"train": "demo", "val": "demo", "test": "source"})
+    text = card(results)
+    assert "and the rooms are rendered" not in text
+    assert "Test part: real." in text
+    assert "| train | rendered | 1 |" in text
+    assert "| test | real | 1 |" in text
+    assert "Rendered demo episodes: made by this project" in text
+    assert "forbid passing the frames on" in text
+    dataset = front_matter(text)["model-index"][0]["results"][0]["dataset"]
+    assert dataset == {"type": "open-eqa", "name": "Open-EQA"}
+
+
+def test_a_real_base_tested_on_rendered_rooms_is_called_so(results):
+    with_parts(results, {"train": "demo", "val": "demo", "test": "demo"})
+    base(results.parent, source="huggingface", name="Qwen/Qwen3-VL-2B-Instruct", revision="abc123")
+    text = card(results)
+    assert "**Rendered data.**" in text
+    assert "forbid passing the frames on" not in text
+    assert front_matter(text)["model-index"][0]["results"][0]["dataset"]["type"] == "rendered-demo"
+
+
+@pytest.mark.parametrize("made", [True, False])
+def test_each_way_into_ollama_names_the_versions_that_take_it(results, made):
+    if made:
+        write_json(results / "gguf/manifest.json", {"files": {"model-f16.gguf": {"size": 1, "sha256": "cd" * 32}}})
+    text = card(results)
+    assert "Ollama from 0.17.1 to before 0.34.1 takes the merged folder:" in text
+    assert "From 0.34.1 on it takes Qwen3-VL as two GGUF files only" in text
+    assert ("ollama create qwen3-vl-openeqa -f results/ollama/Modelfile.gguf" in text) == made
+
+
+def test_memory_of_the_training_is_shown_by_the_name_that_training_gives_it(results):
+    write_json(results / "train_log/speed.json", {"device": "cpu", "peak_rss_mb": 1667})
+    assert "cpu, 1667 MB of memory" in card(results)
+
+
 def test_places_on_a_disk_stay_out(results):
     config = serving_data.recipe()
     config["data"]["source"] = "/data/secret-place"

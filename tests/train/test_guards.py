@@ -29,11 +29,15 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 from transformers import BitsAndBytesConfig, Qwen3VLForConditionalGeneration
 from scripts.lib import guards, trainer
 
-torch.distributed.init_process_group("gloo")
+import os
+rank = int(os.environ["RANK"])
+torch.distributed.init_process_group("gloo", init_method=os.environ["MEETING"], rank=rank, world_size=2)
 base = Path(sys.argv[1])
 storage = {"bnb_4bit_compute_dtype": torch.bfloat16, "bnb_4bit_quant_storage": torch.bfloat16}
 settings = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_use_double_quant=True, bnb_4bit_quant_type="nf4", **storage)
 LANGUAGE = r".*language_model.*\\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
+
+count = []
 
 def wrapped():
     model = Qwen3VLForConditionalGeneration.from_pretrained(base, quantization_config=settings, device_map={"": "cpu"})
@@ -42,6 +46,7 @@ def wrapped():
     for weight in model.parameters():
         if weight.requires_grad:
             weight.data = weight.data.float()
+    count.append(sum(weight.numel() for weight in model.parameters() if weight.requires_grad))
     plugin = FullyShardedDataParallelPlugin(sync_module_states=False, cpu_ram_efficient_loading=False)
     plugin.set_mixed_precision(torch.bfloat16, override=True)  # as transformers does for a 4-bit base
     return FullyShardedDataParallel(
@@ -60,7 +65,9 @@ with trainer.fsdp_buffers_in_float32():
 found["kept"] = rotary(model)
 train = {"freeze_vision_tower": True, "freeze_multi_modal_projector": True, "quantization_bit": 4}
 train |= {"double_quantization": True, "lora_target": "all"}
-print(json.dumps(guards.check_loaded(model, None, train, base) | {"buffers": found}))
+facts = guards.check_loaded(model, None, train, base) | {"buffers": found, "before": count[-1]}
+facts["all_trained_parameters"] = sum(trainer.every_rank(facts["trained_parameters"]))
+print(json.dumps(facts))
 """
 FROZEN = {"tower_frozen": True, "projector_frozen": True}
 LANGUAGE = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
@@ -131,16 +138,28 @@ def test_names_are_those_of_the_base_under_fsdp_and_ddp(wrapped: str, plain: str
 
 
 def test_model_under_fsdp_passes_and_its_rotary_table_is_not_rounded(tmp_path: Path) -> None:
-    """Real FSDP of one process on the CPU, laid out by PEFT's rule and accelerate's types, in a process of its own."""
+    """Real FSDP of two processes on the CPU, laid out by PEFT's rule and accelerate's types, each a process of its own."""
     base = make_base(tmp_path / "base", scale=1.0, dtype="bfloat16").parent
-    environ = os.environ | {"PYTHONPATH": str(ROOT), "RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
-    done = subprocess.run(
-        [sys.executable, "-c", FSDP, str(base)], env=environ | {"MASTER_PORT": "29714"}, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    facts = json.loads(done.stdout.splitlines()[-1])
-    assert facts["linear4bit"] == facts["linear_layers"]
-    assert facts["buffers"] == {"kept": "torch.float32", "rounded": "torch.bfloat16"}
+    environ = os.environ | {"PYTHONPATH": str(ROOT), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    environ |= {"MEETING": f"file://{tmp_path / 'meeting'}"}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", FSDP, str(base)],
+            env=environ | {"RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=(tmp_path / f"{rank}.log").open("w"),
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    said = [process.communicate(timeout=300)[0] for process in ranks]
+    assert [process.returncode for process in ranks] == [0, 0], (tmp_path / "0.log").read_text()[-3000:]
+    found = [json.loads(text.splitlines()[-1]) for text in said]
+    for facts in found:
+        assert facts["linear4bit"] == facts["linear_layers"] == facts["nested"]
+        assert facts["buffers"] == {"kept": "torch.float32", "rounded": "torch.bfloat16"}
+        assert facts["all_trained_parameters"] == sum(one["trained_parameters"] for one in found)
+        assert facts["all_trained_parameters"] == facts["before"]
 
 
 def test_unquantized_model_trips(base: Path, linear: list[str]) -> None:

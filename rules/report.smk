@@ -32,6 +32,7 @@ rule write_model_card:
         scores=expand("results/metrics/{model}.json", model=MODELS),
         judged=expand("results/metrics/llm_match_{model}.json", model=["base", "tuned"]),
         comparison="results/metrics/comparison.json",
+        questions="results/index/questions.json",
         split="results/split/split.json",
         budget="results/sft/token_budget.json",
         base="models/base/manifest.json",

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from scripts.lib.addresses import public
 from scripts.lib.chat_client import ChatClient, Decoding, ollama_url, sample_message
 from scripts.lib.cli import entry, json_argument, path_argument
 from scripts.lib.config import canonical_json
@@ -139,14 +140,16 @@ class Server:
 
             self._client = ollama.Client(host=url, timeout=httpx.Timeout(3600, connect=10), trust_env=False)
         except (httpx.InvalidURL, ValueError) as error:
-            raise EqaError(f"OLLAMA_HOST={url}: no address ({error}); one such as 127.0.0.1:11434 is wanted") from None
+            raise EqaError(
+                f"OLLAMA_HOST={public(url)}: no address ({error}); one such as 127.0.0.1:11434 is wanted"
+            ) from None
         self._errors = (ollama.ResponseError, httpx.HTTPError, ConnectionError, ValueError)
 
     def _try(self, what: str, call: Callable[[], Any]) -> Any:
         try:
             return call()
         except self._errors as error:
-            raise EqaError(f"{self.url}: {what}: {_short(error)}") from None
+            raise EqaError(f"{public(self.url)}: {what}: {_short(error)}") from None
 
     def version(self) -> str:
         """Raises EqaError where no Ollama answers."""
@@ -155,7 +158,7 @@ class Server:
             lambda: self._client._request_raw("GET", "/api/version").json(),
         )
         if not isinstance(reply, dict) or not isinstance(reply.get("version"), str):
-            raise EqaError(f"{self.url}: this is no Ollama server; set OLLAMA_HOST")
+            raise EqaError(f"{public(self.url)}: this is no Ollama server; set OLLAMA_HOST")
         return reply["version"]
 
     def models(self) -> dict[str, str]:
@@ -175,7 +178,7 @@ class Server:
             if self._client._client.head(f"/api/blobs/{digest}").status_code == 200:
                 return False
         except httpx.HTTPError as error:
-            raise EqaError(f"{self.url}: asking for a blob: {_short(error)}") from None
+            raise EqaError(f"{public(self.url)}: asking for a blob: {_short(error)}") from None
         self._try(
             f"uploading {path.name}",
             lambda: self._client._request_raw(
@@ -200,7 +203,7 @@ class Server:
             ):
                 yield part.status or ""
         except self._errors as error:
-            raise EqaError(f"{self.url}: creating {request['model']}: {_short(error)}") from None
+            raise EqaError(f"{public(self.url)}: creating {request['model']}: {_short(error)}") from None
 
     def delete(self, model: str) -> None:
         self._try(f"deleting {model}", lambda: self._client.delete(model))

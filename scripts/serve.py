@@ -22,7 +22,8 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from scripts.lib.chat_client import KEY_VARIABLE, api_key, check_port_number, default_url
+from scripts.lib.addresses import check_port_number, read_key
+from scripts.lib.chat_client import KEY_VARIABLE, default_url
 from scripts.lib.cli import entry, path_argument
 from scripts.lib.config import load_yaml
 from scripts.lib.errors import EqaError
@@ -257,7 +258,7 @@ def run(args: argparse.Namespace) -> dict:
     config = load_yaml(args.config)
     serve = config["serve"] = {**config["serve"]}
     serve["host"], serve["port"] = address(args, serve)
-    key = api_key()
+    key = read_key(KEY_VARIABLE)
     background = serve["background"] if args.background is None else args.background == "true"
     if (pid := recorded(args.server)) is not None:
         raise EqaError(f"{args.server} runs already in the background (pid {pid}); --stop ends it")

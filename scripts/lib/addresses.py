@@ -8,6 +8,8 @@ from urllib.parse import SplitResult, urlsplit
 
 from scripts.lib.errors import EqaError
 
+LAST_PORT = 65535
+
 
 def check_address(url: str, what: str) -> SplitResult:
     """The parts of a server's base address.
@@ -35,7 +37,7 @@ def check_address(url: str, what: str) -> SplitResult:
             return parts
     except ValueError:  # brackets, or a port that is no port
         pass
-    raise EqaError(f"{what}={url if '@' not in url else '...'}: no http address; {way_out}")
+    raise EqaError(f"{what}={_unparsed(url)}: no http address; {way_out}")
 
 
 def public(address: str) -> str:
@@ -44,9 +46,14 @@ def public(address: str) -> str:
         parts = urlsplit(address)
         host, port = parts.hostname or "", parts.port
     except ValueError:
-        return "..."
+        return _unparsed(address)
     host = f"[{host}]" if ":" in host else host
     return f"{parts.scheme}://{host}{f':{port}' if port else ''}{parts.path}"
+
+
+def _unparsed(text: str) -> str:
+    """What is no address, for messages; where it may hold a secret, that cannot be told apart."""
+    return "..." if set(text) & set("@?#") else text
 
 
 def is_local(url: str) -> bool:
@@ -56,6 +63,12 @@ def is_local(url: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def check_port_number(port: object, where: str) -> None:
+    """Raises EqaError, naming `where` it stands, for what is no TCP port."""
+    if isinstance(port, bool) or not isinstance(port, int) or not 1 <= port <= LAST_PORT:
+        raise EqaError(f"{where}: {port} is no port; choose one from 1 to {LAST_PORT}")
 
 
 def read_key(variable: str) -> str:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from scripts.lib.addresses import check_port_number, hidden, public, read_key
 from scripts.lib.errors import EqaError
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ IMAGE_MARK = "<image>"
 KEY_VARIABLE = "EQA_SERVE_API_KEY"  # api key of `make serve`; never an argument, so never in a process list
 OLLAMA_PORT = 11434
 CONNECT_S = 10.0  # a server that is there takes a connection at once, however long it then thinks
-LAST_PORT = 65535
+SHOWN_MESSAGE = 300  # characters of a server's message that an error repeats
 _MAGIC = {b"\x89PNG\r\n\x1a\n": "image/png", b"\xff\xd8\xff": "image/jpeg", b"RIFF": "image/webp", b"BM": "image/bmp"}
 
 
@@ -141,12 +142,6 @@ def url_host(host: str) -> str:
     return f"[{bare}]" if ":" in bare else bare
 
 
-def check_port_number(port: object, where: str) -> None:
-    """Raises EqaError, naming `where` it stands, for what is no TCP port."""
-    if isinstance(port, bool) or not isinstance(port, int) or not 1 <= port <= LAST_PORT:
-        raise EqaError(f"{where}: {port} is no port; choose one from 1 to {LAST_PORT}")
-
-
 def default_url(server: str, host: str, port: int) -> str:
     """Where `make serve` (config serve.host, serve.port) or Ollama listens.
 
@@ -157,21 +152,6 @@ def default_url(server: str, host: str, port: int) -> str:
         return ollama_url()
     check_port_number(port, "serve.port")
     return f"http://{url_host(host)}:{port}"
-
-
-def api_key() -> str:
-    """The key in EQA_SERVE_API_KEY; "" where none is set.
-
-    Raises:
-        EqaError: it cannot stand in an HTTP header; never shows it.
-    """
-    key = os.environ.get(KEY_VARIABLE, "")
-    if not (key.isascii() and key.isprintable() and key == key.strip()) and key:
-        raise EqaError(
-            f"{KEY_VARIABLE}: holds a line break, a space at an end or a character that is not ASCII, which no HTTP "
-            "header takes; export it again without"
-        )
-    return key
 
 
 def checked_url(url: str) -> str:
@@ -186,11 +166,11 @@ def checked_url(url: str) -> str:
     try:
         parts = httpx.URL(base)
     except (httpx.InvalidURL, ValueError) as error:
-        raise EqaError(f"{url}: no address ({error}); one such as http://127.0.0.1:23333 is wanted") from None
+        raise EqaError(f"{public(url)}: no address ({error}); one such as http://127.0.0.1:23333 is wanted") from None
     if parts.scheme not in ("http", "https") or not parts.host:
-        raise EqaError(f"{url}: no http address; one such as http://127.0.0.1:23333 is wanted")
+        raise EqaError(f"{public(url)}: no http address; one such as http://127.0.0.1:23333 is wanted")
     if parts.port is not None:
-        check_port_number(parts.port, url)
+        check_port_number(parts.port, public(url))
     return base
 
 
@@ -202,11 +182,12 @@ class ChatClient:
 
         logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for each request otherwise
         self.server, self.url, self.model, self.num_ctx = server, checked_url(url), model, num_ctx
+        self.shown = public(self.url)  # OLLAMA_HOST may hold a password
         # of the last whole answer, where the server counts them
         self.prompt_tokens: int | None = None
         self.answer_tokens: int | None = None
         self.digest: str | None = None  # of the model, after `check`, where the server tells it (Ollama)
-        key = api_key() if server != "ollama" else ""
+        self._key = key = read_key(KEY_VARIABLE) if server != "ollama" else ""
         self._http = httpx.Client(
             timeout=httpx.Timeout(timeout_s, connect=CONNECT_S),
             headers={"Authorization": f"Bearer {key}"} if key else {},
@@ -234,19 +215,19 @@ class ChatClient:
             names = [str(row[inner]) for row in rows]
         except (ValueError, KeyError, TypeError, RecursionError):
             raise EqaError(
-                f"{self.url}{path}: the answer is not {self.server}'s; is another program on that port?"
+                f"{self.shown}{path}: the answer is not {self.server}'s; is another program on that port?"
             ) from None
         if self.server == "ollama":
             if self.model not in names and f"{self.model}:latest" not in names:
                 raise EqaError(
-                    f"{self.url}: Ollama has no model {self.model}; import it: set deliver.ollama=true, then "
+                    f"{self.shown}: Ollama has no model {self.model}; import it: set deliver.ollama=true, then "
                     "`snakemake --force results/ollama/import.json`"
                 )
             row = rows[names.index(self.model if self.model in names else f"{self.model}:latest")]
             self.digest = str(row.get("digest") or "") or None
         elif self.model not in names:
             raise EqaError(
-                f"{self.url}: serves {', '.join(names) or 'nothing'}, not {self.model}; say --model "
+                f"{self.shown}: serves {', '.join(names) or 'nothing'}, not {self.model}; say --model "
                 f"{names[0] if names else 'NAME'}"
             )
         return names
@@ -319,7 +300,7 @@ class ChatClient:
             return line.removesuffix(b"\r").decode("utf-8")
         except UnicodeDecodeError:
             raise EqaError(
-                f"{self.url}: the answer is not {self.server}'s ({line[:60]!r}); is another program on that port?"
+                f"{self.shown}: the answer is not {self.server}'s ({hidden(line.decode(errors='replace'), self._key)[:60]!r}); is another program on that port?"
             ) from None
 
     def _openai_body(self, messages: Sequence[Message], decoding: Decoding) -> dict:
@@ -356,26 +337,26 @@ class ChatClient:
                 return
             part = self._parse(data)
             if part.get("error"):
-                raise EqaError(f"{self.url}: {_message_of(part)}")
+                raise EqaError(f"{self.shown}: {self._said(part)}")
             if isinstance(usage := part.get("usage"), dict):
                 self._count(usage.get("prompt_tokens"), usage.get("completion_tokens"))
             choices = part.get("choices")
             for choice in choices if isinstance(choices, list) else ():
                 if text := _content(choice, "delta"):
                     yield text
-        raise EqaError(f"{self.url}: the answer broke off; look into the server's log")
+        raise EqaError(f"{self.shown}: the answer broke off; look into the server's log")
 
     def _ollama_pieces(self, lines: Iterator[str]) -> Iterator[str]:
         for line in filter(str.strip, lines):
             part = self._parse(line)
             if part.get("error"):
-                raise EqaError(f"{self.url}: {_message_of(part)}")
+                raise EqaError(f"{self.shown}: {self._said(part)}")
             if text := _content(part, "message"):
                 yield text
             if part.get("done"):
                 self._count(part.get("prompt_eval_count"), part.get("eval_count"))
                 return
-        raise EqaError(f"{self.url}: the answer broke off; look into Ollama's log")
+        raise EqaError(f"{self.shown}: the answer broke off; look into Ollama's log")
 
     def _count(self, prompt: object, answer: object) -> None:
         self.prompt_tokens = prompt if isinstance(prompt, int) else None
@@ -388,7 +369,7 @@ class ChatClient:
             value = None
         if not isinstance(value, dict):
             raise EqaError(
-                f"{self.url}: the answer is not {self.server}'s ({text[:60]!r}); is another program on that port?"
+                f"{self.shown}: the answer is not {self.server}'s ({hidden(text, self._key)[:60]!r}); is another program on that port?"
             )
         return value
 
@@ -407,22 +388,26 @@ class ChatClient:
         start = (
             "start it: `ollama serve`" if self.server == "ollama" else f"start it: `make serve SERVER={self.server}`"
         )
-        return f"{self.url}: no answer from {self.server} ({type(error).__name__}); {start}"
+        return f"{self.shown}: no answer from {self.server} ({type(error).__name__}); {start}"
+
+    def _said(self, value: object) -> str:
+        """What a server said, on one line, without the key that it may repeat."""
+        return hidden(_message_of(value), self._key)[:SHOWN_MESSAGE]
 
     def _refusal(self, path: str, reply: httpx.Response, messages: Sequence[Message]) -> str:
         if reply.status_code in (401, 403):
-            return f"{self.url}: {self.server} refuses the key (HTTP {reply.status_code}); export {KEY_VARIABLE}"
+            return f"{self.shown}: {self.server} refuses the key (HTTP {reply.status_code}); export {KEY_VARIABLE}"
         try:
-            said = _message_of(reply.json())
-        except ValueError:
-            said = reply.text[:200]
+            said = self._said(reply.json())
+        except (ValueError, RecursionError):
+            said = self._said(reply.text)
         pictures = sum(len(m.images) for m in messages)
         hint = ""
         if pictures and any(word in said.lower() for word in ("context", "session_len", "exceed", "too long")):
             hint = (
                 f"; {pictures} pictures do not fit its context: send fewer or smaller ones, or serve a longer context"
             )
-        return f"{self.url}{path}: HTTP {reply.status_code} from {self.server}: {said[:300]}{hint}"
+        return f"{self.shown}{path}: HTTP {reply.status_code} from {self.server}: {said}{hint}"
 
 
 def openai_content(message: Message) -> list[dict] | str:

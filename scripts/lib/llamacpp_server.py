@@ -14,7 +14,8 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-from scripts.lib.chat_client import api_key, check_port_number, url_host
+from scripts.lib.addresses import check_port_number, read_key
+from scripts.lib.chat_client import KEY_VARIABLE, url_host
 from scripts.lib.cli import entry, path_argument
 from scripts.lib.errors import EqaError
 
@@ -41,7 +42,7 @@ def start(model: Path, mmproj: Path, name: str, host: str, port: int, context: i
             raise EqaError(f"{path}: no such GGUF file; set deliver.gguf=true and run snakemake")
     if port:
         check_port_number(port, "--port")
-    key = api_key()
+    key = read_key(KEY_VARIABLE)
     import xllamacpp
 
     params = xllamacpp.CommonParams()

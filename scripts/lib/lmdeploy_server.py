@@ -5,9 +5,9 @@ Takes the arguments of `lmdeploy serve api_server`; `scripts.serve` starts it.
 
 from __future__ import annotations
 
-import os
 import sys
 
+from scripts.lib.addresses import read_key
 from scripts.lib.chat_client import KEY_VARIABLE
 
 
@@ -15,7 +15,7 @@ def main() -> None:
     """Hand over to LMDeploy's own command line."""
     from lmdeploy.cli.entrypoint import run
 
-    key = os.environ.get(KEY_VARIABLE)
+    key = read_key(KEY_VARIABLE)
     sys.argv = ["lmdeploy", "serve", "api_server", *sys.argv[1:], *(["--api-keys", key] if key else [])]
     run()
 

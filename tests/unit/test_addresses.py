@@ -21,7 +21,8 @@ def test_loopback_is_told_from_other_machines() -> None:
     [
         ("https://bob:pw@h:1/v1?key=T#x", "https://h:1/v1"),
         ("http://[::1]:8/v1", "http://[::1]:8/v1"),
-        ("http://[bad", "..."),
+        ("http://[bad", "http://[bad"),
+        ("http://bob:pw@h:99999/v1", "..."),
     ],
 )
 def test_what_a_message_shows_of_an_address(address: str, shown: str) -> None:

@@ -26,6 +26,7 @@ from scripts.lib.errors import EqaError
 from scripts.lib.files import write_manifest
 from scripts.lib.gguf_convert import tensor_type_q4_k_m
 from tests.lib import ollama_standin, raw_data, serving_data
+from tests.lib.chat_server import serving
 from tests.lib.project import ROOT
 
 # ------------------------------------------------------------------------------------------------ chat client
@@ -92,12 +93,30 @@ def test_an_address_that_is_none_is_one_line(url, said):
         chat_client.ChatClient("llamacpp", url, "m")
 
 
-@pytest.mark.parametrize("key", ["schl\u00fcssel", "key\n", "key\r\nX-More: 1", " key", "a\udc80b"])
+@pytest.mark.parametrize("key", ["schl\u00fcssel", "key\r\nX-More: 1", "k ey", "a\udc80b"])
 def test_a_key_that_no_header_takes_is_named_and_not_shown(monkeypatch, key):
     monkeypatch.setattr(chat_client.os, "environ", {chat_client.KEY_VARIABLE: key})
-    with pytest.raises(EqaError, match=f"^{chat_client.KEY_VARIABLE}: holds a line break") as caught:
+    with pytest.raises(EqaError, match=f"^{chat_client.KEY_VARIABLE}: holds white space or signs") as caught:
         chat_client.ChatClient("lmdeploy", "http://127.0.0.1:9", "m")
-    assert key.strip() not in str(caught.value)
+    assert key not in str(caught.value)
+
+
+@pytest.mark.parametrize("body", [b'{"error": "bad header Bearer sk-secret-1"}', b"Bearer sk-secret-1", b"[" * 100_000])
+def test_a_refusal_that_repeats_the_key_is_told_without_it(monkeypatch, body):
+    monkeypatch.setenv(chat_client.KEY_VARIABLE, "sk-secret-1\r")
+    with serving(lambda number, asked: (400, {}, body)) as server:
+        client = chat_client.ChatClient("llamacpp", server.url, "m")
+        with pytest.raises(EqaError, match="HTTP 400 from llamacpp") as caught:
+            client.ask([chat_client.Message("user", "hello")], chat_client.Decoding(4))
+    assert server.keys == ["Bearer sk-secret-1"]
+    assert "sk-secret-1" not in str(caught.value)
+    assert len(str(caught.value)) < 500
+
+
+def test_a_password_in_ollamas_address_is_sent_and_not_shown():
+    with pytest.raises(EqaError, match=r"^http://127\.0\.0\.1:9: no answer") as caught:
+        chat_client.ChatClient("ollama", "http://bob:hunter2@127.0.0.1:9", "m").check()
+    assert "hunter2" not in str(caught.value)
 
 
 def test_a_server_that_takes_no_connection_is_given_up_soon_however_long_it_may_think():

@@ -73,6 +73,16 @@ def of_source(ask):
         return ask(config["data"]["source"], ROOT / "data/raw/openeqa/source.json")
 
 
+def imported_for(server):
+    """The record that names the model to ask an Ollama server for; nothing for the other servers.
+
+    Called for each check that is asked for. Whatever was found before, another model may be served now, of which no input
+    tells: the check then runs as by `-R check_serving`.
+    """
+    workflow.dag.forcerules.add(workflow.get_rule("check_serving"))
+    return ["results/ollama/import.json"] if server == "ollama" else []
+
+
 def source_listing():
     """Fingerprint of the user's data folder; what was recorded where the folder is not on this machine."""
     return of_source(source_fingerprint)

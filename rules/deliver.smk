@@ -195,16 +195,6 @@ rule bench_lmdeploy:
         """
 
 
-def imported_for(server):
-    """The record that names the model to ask an Ollama server for; nothing for the other servers.
-
-    Called for each check that is asked for. Whatever was found before, another model may be served now, of which no input
-    tells: the check then runs as by `-R check_serving`.
-    """
-    workflow.dag.forcerules.add(workflow.get_rule("check_serving"))
-    return ["results/ollama/import.json"] if server == "ollama" else []
-
-
 rule check_serving:
     # 20 test questions to whatever is served, against results/predictions/tuned.jsonl. Asked for by name, then always run.
     input:

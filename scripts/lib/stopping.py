@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import os
 import signal
 import sys
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterator
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_prctl = ctypes.CDLL(None).prctl  # found here: a forked child had better not load anything
 
 
 def end_by_exception() -> None:
@@ -34,13 +36,19 @@ def undisturbed() -> Iterator[None]:
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
+def end_with_parent(number: int, parent: int | None = None) -> None:
+    """Have the kernel send this process a signal when its parent ends, however it ends; end here where it has ended.
+
+    Args:
+        number: the signal.
+        parent: process number of the parent, where it is known from before the fork.
+    """
+    _prctl(PR_SET_PDEATHSIG, int(number))
+    now = os.getppid()
+    if now == 1 if parent is None else now != parent:
+        os._exit(1)
+
+
 def die_with_parent() -> Callable[[], None]:
-    """A `preexec_fn` for subprocess.Popen: the kernel sends the child SIGTERM when this process ends, however it ends."""
-    prctl, parent = ctypes.CDLL(None).prctl, os.getpid()
-
-    def ask_kernel() -> None:
-        prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM))
-        if os.getppid() != parent:  # it ended in between
-            os._exit(1)
-
-    return ask_kernel
+    """A `preexec_fn` for subprocess.Popen: the child gets SIGTERM when this process ends, however it ends."""
+    return functools.partial(end_with_parent, signal.SIGTERM, os.getpid())

@@ -7,7 +7,6 @@ train_adapter calls `train` for one device; for several, torchrun starts this mo
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import functools
 import json
 import logging
@@ -25,13 +24,13 @@ from scripts.lib import checkpoints, guards
 from scripts.lib.errors import EqaError
 from scripts.lib.files import remove, write_json, write_text
 from scripts.lib.llamafactory_args import spread
+from scripts.lib.stopping import end_with_parent
 from scripts.lib.threads import one_thread
 from scripts.lib.vision_cache import check_unchanged, use_vision_cache
 
 log = logging.getLogger(__name__)
 FAULT = "fault.txt"  # what a child process has to say to train_adapter, one line
 _LITTLE_DISK = 64 * 2**20  # bytes; a write that failed with less than this free failed for want of space
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def quiet_environment(run_dir: Path, work_dir: Path) -> None:
@@ -416,9 +415,7 @@ def end_with_launcher() -> None:
     A rank without its launcher would hold its device and might wait half an hour for ranks that are gone. So where a
     rank lives torchrun lives, and where torchrun lives rank 0 has the lock or is about to ask for it.
     """
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
-    if os.getppid() == 1:  # it ended before the kernel was asked
-        sys.exit(1)
+    end_with_parent(signal.SIGKILL)
 
 
 def main() -> int:

@@ -46,6 +46,14 @@ while len(os.listdir(folder)) < 2 and time.monotonic() < end:
     time.sleep(0.1)
 print(name, len(os.listdir(folder)))
 """
+# gloo, unlike NCCL, splits the tensor that it gathers into, and autograd forbids that to weights outside of no_grad
+GLOO = """
+import os
+if "LOCAL_RANK" in os.environ:
+    import torch, torch.distributed
+    gather = torch.distributed.all_gather_into_tensor
+    torch.distributed.all_gather_into_tensor = lambda *a, **k: torch.no_grad()(gather)(*a, **k)
+"""
 
 
 @dataclass(frozen=True)
@@ -172,7 +180,12 @@ def shared_training(host: Host, kind: str) -> dict:
     Raises:
         EqaError: it did not go on where it should, or its losses are others.
     """
-    environ = {"ALSO": os.environ.get("EQA_ZERO2_SITE", "")} if kind == "zero2" else {}
+    environ = {}
+    if kind == "zero2":
+        environ = {"ALSO": os.environ.get("EQA_ZERO2_SITE", "")}
+    if kind == "zero2" and not host.cuda:
+        write_text(host.work / "gloo/sitecustomize.py", GLOO)
+        environ = {"ALSO": os.pathsep.join([environ["ALSO"], str(host.work / "gloo")]), "DS_ACCELERATOR": "cpu"}
     folder = host.work / kind
     whole, _ = train(host, kind, "whole", **environ)
     (run_dir,) = [path.parent for path in (host.work / f"train/{kind}").glob("*/job.json")]
@@ -371,7 +384,8 @@ def unfit(part: str, host: Host) -> str:
         return ""
     if part == "fsdp":
         return "accelerate takes no CPU for FSDP"
-    return "" if importlib.util.find_spec("deepspeed") else "DeepSpeed is not installed"
+    here = importlib.util.find_spec("deepspeed") or Path(os.environ.get("EQA_ZERO2_SITE") or "-", "deepspeed").is_dir()
+    return "" if here else "DeepSpeed is not installed (make zero2)"
 
 
 # ------------------------------------------------------------------------------------------------ main

@@ -207,7 +207,8 @@ def test_what_the_cluster_made_goes_through_s3_to_a_clone_that_has_nothing_to_do
     try:
         url = f"http://127.0.0.1:{port}"
         make_bucket(url)
-        call(clone, "dvc", "commit", "-f", "-q")
+        # the page shows the resumed training's curve; DVC takes the results at the end of a whole run
+        call(clone, "snakemake", "--cores", "2")
         call(clone, "dvc", "remote", "add", "-q", "-f", "-d", "store", "s3://results/eqa")
         call(clone, "dvc", "remote", "modify", "store", "endpointurl", url)
         call(clone, "git", "add", "-A")

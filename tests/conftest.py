@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 
@@ -22,7 +21,7 @@ def root() -> Path:
 @pytest.fixture(scope="session")
 def openeqa() -> Path:
     """Folder with Open-EQA's real questions, prompts and one clip; skips, saying why, where it is absent."""
-    folder = Path(os.environ.get("OPENEQA_DATA") or ROOT.parent / "shared/data/openeqa")
+    folder = project.openeqa_folder()
     if not (folder / "open-eqa-v0.json").is_file():
         pytest.skip(f"no open-eqa-v0.json in {folder}; set OPENEQA_DATA to a folder with Open-EQA's data")
     return folder.resolve()

@@ -61,6 +61,11 @@ def hostile_source(folder: Path) -> Path:
             for i, text in enumerate(TEXTS)
         ]
     (folder / "questions.json").write_text(json.dumps(rows))
+    (folder / "prompts").mkdir()
+    for prompt in sorted(
+        (project.openeqa_folder() / "prompts").glob("*.txt")
+    ):  # a judge needs the real ones, none without
+        shutil.copyfile(prompt, folder / "prompts" / prompt.name)
     return folder
 
 
@@ -182,17 +187,22 @@ def judged(folder: Path, answer: Answer, log: str) -> tuple[int, Server]:
     return done.returncode, server
 
 
-def test_no_secret_is_written_anywhere_though_a_judge_repeats_it(hostile_run):
+def test_no_secret_is_written_anywhere(hostile_run):
+    folder, _, _ = hostile_run
+    looked, leaks = files_with_secrets(folder)
+    assert looked > 1000  # results, logs, .snakemake, the DVC cache, git
+    assert not leaks
+
+
+def test_no_key_is_written_though_a_judge_repeats_it(hostile_run, openeqa):
     folder, _, _ = hostile_run
     key = SECRETS["EQA_JUDGE_API_KEY"]
     said = {"error": f"Bearer {key}"}
     code, server = judged(folder, lambda number, body: (400, {}, said), "refused.log")
     assert code == 1
     assert set(server.keys) == {f"Bearer {key}"}
-    assert "Bearer ***" in (folder / "refused.log").read_text()
-    looked, leaks = files_with_secrets(folder)
-    assert looked > 1000  # results, logs, .snakemake, the DVC cache, git
-    assert not leaks
+    assert "Bearer ***" in (folder / "logs/judge_answers/tuned.log").read_text()
+    assert not files_with_secrets(folder)[1]
     # at first it is out of order, and says so with the key
     code, server = judged(
         folder, lambda number, body: (500, {}, said) if number == 0 else (200, {}, completion("3")), "judged.log"

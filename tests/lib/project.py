@@ -25,6 +25,11 @@ INDIFFERENT = (
 )
 
 
+def openeqa_folder() -> Path:
+    """Where Open-EQA's real questions and prompts would lie; they may be absent."""
+    return Path(os.environ.get("OPENEQA_DATA") or ROOT.parent / "shared/data/openeqa")
+
+
 def environment(**extra: str) -> dict[str, str]:
     """Environment variables of a command in a clone: a git identity, few threads, bytecode, this project's tools first."""
     keep = {key: value for key, value in os.environ.items() if not key.startswith(("DVC_", "OPENEQA_", "EQA_", "GIT_"))}

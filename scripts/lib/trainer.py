@@ -38,7 +38,7 @@ def quiet_environment(run_dir: Path, work_dir: Path) -> None:
     fixed = {
         "HF_HUB_OFFLINE": "1",  # everything lies here; no request leaves this machine
         "HF_DATASETS_OFFLINE": "1",
-        "HF_DATASETS_CACHE": str(work_dir / "datasets"),
+        "HF_DATASETS_CACHE": os.path.abspath(work_dir / "datasets"),  # read once, whatever folder is current then
         "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "TENSORBOARD_LOGGING_DIR": str(run_dir / "tensorboard"),

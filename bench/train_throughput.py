@@ -136,8 +136,8 @@ def make_data(folder: Path, episodes: int, questions: int, size: tuple[int, int]
     write_json(frames / "manifest.json", {"files": listed, "episodes": {}})
 
 
-def make_model(folder: Path, real: bool) -> None:
-    """Random weights: the demo's shape, or Qwen3-VL-2B's with its own token ids, in bfloat16."""
+def make_model(folder: Path, real: bool, dtype: str = "float32") -> None:
+    """Random weights: the demo's shape in `dtype`, or Qwen3-VL-2B's with its own token ids, in bfloat16."""
     import torch
 
     from scripts.lib import tiny_qwen
@@ -155,7 +155,7 @@ def make_model(folder: Path, real: bool) -> None:
         processor = tiny_qwen.make_processor(tokenizer, 65536)
     else:
         tokenizer = tiny_qwen.make_tokenizer(texts, 900)
-        model = tiny_qwen.make_model(tiny_qwen.demo_config(tokenizer), 7)
+        model = tiny_qwen.make_model(tiny_qwen.demo_config(tokenizer), 7).to(getattr(torch, dtype))
         processor = tiny_qwen.make_processor(tokenizer)
     print(f"model: {tiny_qwen.count_parameters(model):,} parameters", file=sys.stderr)
     tiny_qwen.save_base(part, model.to("cpu"), processor)

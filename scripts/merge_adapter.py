@@ -20,13 +20,15 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from scripts.lib.base_model import check_adapter_base, check_model_folder
 from scripts.lib.cli import entry, json_argument, path_argument
 from scripts.lib.errors import EqaError
 from scripts.lib.files import atomic_folder, check_manifest, read_json, remove, sha256_file, write_json, write_manifest
+from scripts.lib.llamafactory_args import base_dtype
 from scripts.lib.ollama_folder import check_shards, mend_for_ollama
 from scripts.lib.safetensors_heads import shapes
 from scripts.lib.threads import one_thread
@@ -95,8 +97,8 @@ def run(args: argparse.Namespace) -> dict:
     dtype = args.config["merge"]["dtype"]
     check_disk(args.output_dir, disk_need(parameters, dtype))
     args.work_dir.mkdir(parents=True, exist_ok=True)
-    with atomic_folder(args.output_dir) as folder:
-        _export(export_arguments(base, adapter, folder, args.config), args.work_dir / "export.log")
+    with atomic_folder(args.output_dir) as folder, _loaded_as(base, dtype, args.work_dir) as source:
+        _export(export_arguments(source, adapter, folder, args.config), args.work_dir / "export.log")
         _keep_weights_only(folder)
         _take_over(base, folder)
         write_json(folder / "config.json", merged_config(read_json(base / "config.json"), dtype), indent=2)
@@ -106,6 +108,28 @@ def run(args: argparse.Namespace) -> dict:
         extra = {"base_sha256": base_sha256, "adapter_sha256": sha256_file(args.adapter), "dtype": dtype}
         manifest = write_manifest(folder, {**extra, "parameters": parameters}, exclude=("verify.json",))
     return {"files": len(manifest["files"]), "parameters": parameters, "mended": added}
+
+
+@contextlib.contextmanager
+def _loaded_as(base: Path, dtype: str, work_dir: Path) -> Iterator[Path]:
+    """The base as a folder that LLaMA-Factory adds the adapter to in float32, where float32 is asked for.
+
+    It loads a model in the type that config.json names and converts the sums afterwards, whatever `infer_dtype` says:
+    float32 of a bfloat16 base would hold sums rounded to bfloat16. The folder links to the base's files beside a
+    config.json that names float32.
+
+    Source: LLaMA-Factory 0.9.5 model/loader.py load_model ("auto"), train/tuner.py export_model.
+    """
+    if dtype != "float32" or base_dtype(base) == dtype:
+        yield base
+        return
+    with tempfile.TemporaryDirectory(prefix="base.", dir=work_dir) as name:
+        folder = Path(name)
+        for path in sorted(base.iterdir()):
+            if path.is_file() and path.name != "config.json":
+                (folder / path.name).symlink_to(path.resolve())
+        write_json(folder / "config.json", merged_config(read_json(base / "config.json"), dtype), indent=2)
+        yield folder
 
 
 def _export(arguments: Mapping, noise: Path) -> None:

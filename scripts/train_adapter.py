@@ -210,6 +210,7 @@ def run(args: argparse.Namespace) -> dict:
     devices, _, _ = llamafactory_args.spread(
         config["train"]["batch_size"], config["train"]["gradient_accumulation"], found * nodes, nodes
     )
+    llamafactory_args.check_shared(config["train"]["distributed"], devices)
     if devices < found * nodes:
         log.info(
             "%d of %d devices are used: a step of %d samples divides no further",
@@ -293,7 +294,7 @@ def _train(
         remove(run_dir / stale)
     try:
         alone = devices == 1 and config["train"]["nodes"] == 1 and (device == "cpu" or visible_devices()[1] == 1)
-        # FSDP and ZeRO want a process group, of one process too
+        # ZeRO wants a process group, of one process too
         if alone and config["train"]["distributed"] == "ddp":
             from scripts.lib.trainer import train
 

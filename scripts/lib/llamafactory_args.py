@@ -342,6 +342,20 @@ def check_distributed(distributed: str, use_cpu: bool) -> None:
         )
 
 
+def check_shared(distributed: str, devices: int) -> None:
+    """Whether there is somebody to share with.
+
+    Raises:
+        EqaError: fsdp on one device. torch 2.11 then leaves the weights whole and stops after the first step of a model
+            whose head is its embedding (fsdp/_flat_param.py _use_unsharded_views, seen on an H100).
+    """
+    if distributed == "fsdp" and devices == 1:
+        raise EqaError(
+            "config: train.distributed=fsdp shares the model among GPUs, and 1 takes part here; "
+            "give train_adapter more (resource gpu), or set it to ddp"
+        )
+
+
 def check_fsdp(train: Mapping, base_dir: Path) -> None:
     """Whether FSDP can share this base: it lays the weights of a layer end to end, so they have one type.
 

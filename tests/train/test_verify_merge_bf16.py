@@ -38,8 +38,8 @@ def space(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def proof(merged: str) -> int:
-    recipe = {"merge": MERGE, "vision": data.VISION, "predict": {"max_new_tokens": 4}}
+def proof(merged: str, **changes: object) -> int:
+    recipe = {"merge": MERGE | changes, "vision": data.VISION, "predict": {"max_new_tokens": 4}}
     line = ["--base", "models/base/manifest.json", "--adapter", "out/adapter/manifest.json"]
     line += ["--merged", f"{merged}/manifest.json", "--test", "results/sft/test.json"]
     line += ["--frames", "results/frames/manifest.json", "--config", json.dumps(recipe)]
@@ -72,6 +72,16 @@ def test_a_right_merge_in_bf16_passes_the_presets_tolerance(space, monkeypatch) 
     assert found["dtype"] == "bfloat16"
     assert 0 < found["largest_logit_difference"] < MERGE["tolerance"]
     assert found["adapter_strength"] == pytest.approx(1, abs=0.1)
+
+
+def test_a_merge_in_float32_of_a_bf16_base_is_not_rounded_to_bf16(space, monkeypatch) -> None:
+    monkeypatch.chdir(space)
+    recipe = {"merge": MERGE | {"dtype": "float32"}, "train": {"template": "qwen3_vl_nothink"}}
+    line = ["--base", "models/base/manifest.json", "--adapter", "out/adapter/manifest.json"]
+    line += ["--config", json.dumps(recipe), "--work-dir", "work_merge", "--output-dir", "whole"]
+    assert merge_adapter.main(line) == 0
+    assert proof("whole", dtype="float32", tolerance=1e-4) == 0
+    assert [path.name for path in (space / "work_merge").iterdir()] == ["export.log"]
 
 
 @pytest.mark.parametrize(

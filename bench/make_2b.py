@@ -22,7 +22,7 @@ from scripts.lib.tokens import PROCESSOR_MIN_PIXELS
 
 MERGES_VOCAB = 1024  # bytes, merges and added tokens of the demo's BPE
 MERGES_OF_TEXT = 8192  # with --text: enough for every word that occurs twice
-PROMPT = Path("config/prompts/short_answer.txt")
+PROMPT = Path(__file__).resolve().parents[1] / "config/prompts/short_answer.txt"
 
 
 def run(output: Path, device: str, seed: int, text: Path | None = None) -> dict[str, Any]:

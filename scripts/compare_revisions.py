@@ -34,7 +34,7 @@ from scripts.lib.report_data import (
     number,
     text,
 )
-from scripts.score import DIGITS, grouped, summarise
+from scripts.score import figures, grouped, summarise
 from scripts.write_report import FRAMES, write_page
 
 WORKSPACE = "workspace"
@@ -192,20 +192,9 @@ def shared_rows(a: Sequence[Mapping], b: Sequence[Mapping]) -> tuple[list[Mappin
 
 def recomputed(rows: Sequence[Mapping], settings: Mapping) -> dict:
     """Means and intervals of scored rows as `score.summarise` gives them, LLM-Match among them where rows have marks."""
-    import numpy as np
-
-    from scripts.lib.bootstrap import intervals
 
     def judged(part: Sequence[Mapping]) -> dict:
-        found = intervals(
-            np.array([[row[JUDGED[0]]] for row in part], dtype=np.float64),
-            [row["space"] for row in part],
-            settings["bootstrap_draws"],
-            settings["confidence"],
-            settings["seed"],
-            (0.0, 100.0),
-        )[0]
-        return {name: round(getattr(found, name), DIGITS) for name in ("value", "low", "high")}
+        return figures(part, [JUDGED[0]], settings)[JUDGED[0]]
 
     scores = summarise(rows, settings)
     marked = [row for row in rows if number(row.get(JUDGED[0])) is not None]

@@ -26,7 +26,7 @@ from scripts.lib.errors import EqaError
 from scripts.lib.evaluation import Gold, read_gold, read_predictions
 from scripts.lib.files import check_manifest, disabled, is_disabled, read_json, read_manifest, sha256_file, write_json
 from scripts.lib.progress import Progress
-from scripts.score import DIGITS, grouped
+from scripts.score import DIGITS, figures, grouped
 
 log = logging.getLogger(__name__)
 KEY_VARIABLE = "EQA_JUDGE_API_KEY"
@@ -132,10 +132,6 @@ def summarise(golds: Sequence[Gold], marks: Mapping[str, int], settings: Mapping
     Raises:
         EqaError: none has.
     """
-    import numpy as np
-
-    from scripts.lib.bootstrap import intervals
-
     if not marks:
         raise EqaError("judge.url: no reply held a mark from 1 to 5; see whether judge.model follows the prompt")
     rows = [
@@ -150,16 +146,7 @@ def summarise(golds: Sequence[Gold], marks: Mapping[str, int], settings: Mapping
     ]
 
     def one(part: Sequence[Mapping]) -> dict:
-        found = intervals(
-            np.array([[row["score"]] for row in part]),
-            [row["space"] for row in part],
-            settings["bootstrap_draws"],
-            settings["confidence"],
-            settings["seed"],
-            (0.0, 100.0),
-        )[0]
-        figures = {"value": found.value, "low": found.low, "high": found.high}
-        return {"count": len(part), **{name: round(value, DIGITS) for name, value in figures.items()}}
+        return {"count": len(part), **figures(part, ["score"], settings)["score"]}
 
     return {
         "overall": one(rows),

@@ -65,19 +65,19 @@ def grouped(rows: Sequence[Mapping], key: str, make: Callable[[list[Mapping]], d
     return {name: make(parts[name]) for name in sorted(parts)}
 
 
-def _group(rows: Sequence[Mapping], settings: Mapping) -> dict:
-    return {"count": len(rows), "spaces": len({row["space"] for row in rows}), **_metrics(rows, settings)}
+def figures(rows: Sequence[Mapping], names: Sequence[str], settings: Mapping) -> dict[str, dict[str, float]]:
+    """{name: {"value", "low", "high"}} of those `names` that some row has a score for, rounded.
 
-
-def _metrics(rows: Sequence[Mapping], settings: Mapping) -> dict:
+    Args:
+        rows: each with "space" and, under each name, a score from 0 to 100 or None.
+        settings: config `score`.
+    """
     import numpy as np
 
-    from scripts.lib.answer_scores import METRICS
     from scripts.lib.bootstrap import intervals
 
-    scores = np.array([[row[name] for name in METRICS] for row in rows], dtype=np.float64)  # None becomes NaN
     found = intervals(
-        scores,
+        np.array([[row[name] for name in names] for row in rows], dtype=np.float64),  # None becomes NaN
         [row["space"] for row in rows],
         settings["bootstrap_draws"],
         settings["confidence"],
@@ -86,9 +86,19 @@ def _metrics(rows: Sequence[Mapping], settings: Mapping) -> dict:
     )
     return {
         name: {"value": round(one.value, DIGITS), "low": round(one.low, DIGITS), "high": round(one.high, DIGITS)}
-        for name, one in zip(METRICS, found, strict=True)
+        for name, one in zip(names, found, strict=True)
         if one.count
     }
+
+
+def _group(rows: Sequence[Mapping], settings: Mapping) -> dict:
+    return {"count": len(rows), "spaces": len({row["space"] for row in rows}), **_metrics(rows, settings)}
+
+
+def _metrics(rows: Sequence[Mapping], settings: Mapping) -> dict:
+    from scripts.lib.answer_scores import METRICS
+
+    return figures(rows, METRICS, settings)
 
 
 def ceiling(golds: Sequence[Gold]) -> dict[str, float]:

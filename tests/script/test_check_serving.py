@@ -12,18 +12,11 @@ import pytest
 
 from scripts import check_serving
 from scripts.lib.files import read_json, write_json, write_jsonl
-from tests.lib import ollama_standin, serving_data
+from tests.lib import serving_data
 from tests.lib.project import ROOT, environment
 
 QUESTIONS = ["What color is the sofa?", "How many lamps are there?", "Is the door open?"]
 TAG = "qwen3-vl-openeqa:0123456789ab"
-
-
-@pytest.fixture
-def server(monkeypatch):
-    with ollama_standin.serve() as state:
-        monkeypatch.setenv("OLLAMA_HOST", state.url)
-        yield state
 
 
 @pytest.fixture

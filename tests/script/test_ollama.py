@@ -18,7 +18,7 @@ from scripts.lib import progress
 from scripts.lib.errors import EqaError
 from scripts.lib.files import read_json, write_json, write_manifest
 from scripts.lib.ollama_folder import check_shards, mend_for_ollama, ollama_files, ollama_view
-from tests.lib import ollama_standin, serving_data
+from tests.lib import serving_data
 from tests.lib.project import ROOT
 
 SETTINGS = {
@@ -26,13 +26,6 @@ SETTINGS = {
     "serve": {"model_name": "openeqa-test", "ollama_quantize": ""},
     "predict": {"max_new_tokens": 16},
 }
-
-
-@pytest.fixture
-def server(monkeypatch):
-    with ollama_standin.serve() as state:
-        monkeypatch.setenv("OLLAMA_HOST", state.url)
-        yield state
 
 
 @pytest.fixture

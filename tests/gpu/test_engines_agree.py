@@ -7,7 +7,7 @@ EQA_REHEARSAL_WHEELS its wheel folder where one was used. Without a rehearsal th
 Random weights choose among 151,936 words whose scores lie close together, so a rounding in another order turns one of
 them now and then, and what follows is another text. A difference is accepted only where float32 itself sees a near tie:
 the log-probability of its choice leads by less than TIE
-(tests/lib/near_ties.py). How many answers are whole and equal is printed.
+(tests/lib/near_ties.py), and most tokens come before it. How many answers are whole and equal is printed.
 """
 
 from __future__ import annotations
@@ -96,6 +96,9 @@ def answers(runner, rows, base) -> dict[str, list[str]]:
         call(runner, environment, "scripts.predict", *words, "--output", out, "--meta", f"work/agree/{engine}.json")
         by_id = {row["question_id"]: row["prediction"] for row in read_jsonl(runner.work / out)}
         found[engine] = [by_id[row["question_id"]] for row in rows]
+    for left, right in itertools.combinations(ENGINES, 2):
+        same = sum(a == b for a, b in zip(found[left], found[right], strict=True))
+        print(f"{left} and {right}: {same} of {len(rows)} answers identical")
     return found
 
 
@@ -126,15 +129,9 @@ def test_answers_differ_from_float32_at_near_ties_only(engine, answers, referenc
     whole = len(reference) - len(parted)
     print(f"{engine}: {whole} of {len(reference)} answers equal float32's; others part at (token, lead) {parted}")
     assert all(lead < TIE for _, lead in parted), parted
-
-
-@pytest.mark.parametrize("pair", list(itertools.combinations(ENGINES, 2)), ids=" ".join)
-def test_engines_agree_with_each_other(pair, answers):
-    left, right = (answers[engine] for engine in pair)
-    same = sum(a == b for a, b in zip(left, right, strict=True))
-    print(f"{pair[0]} and {pair[1]}: {same} of {len(left)} answers identical")
-    # each engine parts from float32 at near ties alone, which is tested above; most answers meet none
-    assert same >= len(left) // 2, list(zip(left, right, strict=True))
+    # and not at once: a near tie is met about every fiftieth token
+    shared = whole * TOKENS + sum(token for token, _ in parted)
+    assert shared > 0.5 * TOKENS * len(reference), parted
 
 
 def test_rehearsal_served_and_stopped_cleanly(runner):

@@ -1,4 +1,6 @@
-"""Training on a CUDA GPU: kept vision features change nothing, FSDP and ZeRO-2 train, save and go on in one process.
+"""Training on a CUDA GPU: kept vision features change nothing, ZeRO-2 trains, saves and goes on in one process.
+
+Several GPUs, FSDP among them: tests/gpu/several.sh.
 
 In envs/train, whose python has pytest by its group dev:
     uv run --frozen --project envs/train --group dev python -m pytest -q -rs tests/gpu/test_training.py
@@ -61,19 +63,14 @@ def test_kept_features_give_the_losses_of_a_training_without_them(inside: Path, 
     assert kept[-1] < kept[0]
 
 
-@pytest.mark.parametrize("distributed", ["fsdp", "zero2"])
-def test_a_shared_training_of_one_process_goes_on_where_it_stopped(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, distributed: str
-) -> None:
+def test_zero2_of_one_process_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from tests.train import training_data as data
 
-    if distributed == "zero2":
-        pytest.importorskip("deepspeed", reason="needs `make zero2`")
-    # FSDP shares layers of one type only: the base has that of the steps
+    pytest.importorskip("deepspeed", reason="needs `make zero2`")
     folder = data.make_workspace(tmp_path / "space", dtype="bfloat16")
     monkeypatch.chdir(folder)
-    changes = {"distributed": distributed, "precision": "bf16"}
-    whole = trained(folder, distributed, **changes)
-    plain = trained(folder, f"plain_{distributed}", precision="bf16")
+    changes = {"distributed": "zero2", "precision": "bf16"}
+    whole = trained(folder, "zero2", **changes)
+    plain = trained(folder, "plain", precision="bf16")
     assert whole == pytest.approx(plain, rel=0.05)
-    assert trained(folder, distributed, again="_again", **changes) == pytest.approx(whole, rel=0.01)
+    assert trained(folder, "zero2", again="_again", **changes) == pytest.approx(whole, rel=0.01)

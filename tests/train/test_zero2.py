@@ -87,6 +87,19 @@ def test_what_cannot_start_here_is_one_line(
     assert words in said
 
 
+def test_fsdp_of_one_gpu_is_one_line_and_starts_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    data.make_workspace(tmp_path, dtype="bfloat16")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(train_adapter, "visible_devices", lambda: ("cuda", 1))
+    recipe = data.config(distributed="fsdp", precision="bf16")
+    assert train_adapter.main(data.arguments(recipe, work="alone", out="alone_out")) == 2
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "train.distributed=fsdp shares the model among GPUs, and 1 takes part here" in said
+    assert not list((tmp_path / "alone").glob("*")) and not (tmp_path / "alone_out").exists()
+
+
 @pytest.mark.parametrize(("installed", "words"), [(False, "not part of envs/train"), (True, "no GPU is visible")])
 def test_unsloth_is_refused_with_the_reason(monkeypatch: pytest.MonkeyPatch, installed: bool, words: str) -> None:
     found = la.importlib.util.find_spec

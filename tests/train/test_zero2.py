@@ -97,7 +97,8 @@ def test_fsdp_of_one_gpu_is_one_line_and_starts_nothing(
     assert train_adapter.main(data.arguments(recipe, work="alone", out="alone_out")) == 2
     said = capsys.readouterr().err.strip().splitlines()[-1]
     assert "train.distributed=fsdp shares the model among GPUs, and 1 takes part here" in said
-    assert not list((tmp_path / "alone").glob("*")) and not (tmp_path / "alone_out").exists()
+    assert not list((tmp_path / "alone").glob("*"))
+    assert not (tmp_path / "alone_out").exists()
 
 
 @pytest.mark.parametrize(("installed", "words"), [(False, "not part of envs/train"), (True, "no GPU is visible")])

@@ -33,6 +33,12 @@ def record(name: str) -> dict:
     return json.loads((ROOT / f"bench/results/{name}.json").read_text())
 
 
+def lines_of_several() -> dict[str, dict]:
+    """{part: what it came to on two GPUs}."""
+    text = (ROOT / "bench/results/several-2x-h100.jsonl").read_text()
+    return {row["part"]: row for row in map(json.loads, text.splitlines())}
+
+
 def test_both_readmes_have_the_same_figures_section_by_section():
     english = sections("README.md")
     chinese = [one for one in sections("README.zh.md") if one[0] != ONLY_CHINESE]
@@ -93,8 +99,7 @@ def test_ratios_against_what_a_user_would_run_are_those_of_the_benches(page):
     train, answers = record("train_throughput-h100"), record("predict_throughput-h100")
     fast, small, t4 = train["runs"]
     two = record("train_throughput-2x-h100")["runs"][1]
-    parts = [json.loads(line) for line in (ROOT / "bench/results/several-2x-h100.jsonl").read_text().splitlines()]
-    (shards,) = [row for row in parts if row["part"] == "predict"]
+    shards = lines_of_several()["predict"]
     sens, tokens = record("frames_sens-2core"), record("tokenize-2core")
     text = (ROOT / page).read_text()
     rows = [
@@ -127,6 +132,39 @@ def test_ratios_against_what_a_user_would_run_are_those_of_the_benches(page):
     ends = f"{two['ratio_to_first']:.1f}", f"{shards['ratio']:.1f}", f"{t4['gpu_mb']['ours_torch'] / 1024:.1f} GiB"
     (end,) = [part for part in text.split("\n\n") if "openeqa-t4" in part and "14.6 GiB" in part]
     assert [word for word in ends if word not in end] == []
+
+
+def test_speed_of_training_is_that_of_its_records():
+    train, two = record("train_throughput-h100"), record("train_throughput-2x-h100")["runs"]
+    wanted = [
+        ["openeqa-80gb", "36,337 MiB, of which torch 34,057"],
+        ["held to 24 GiB", "9,183 MiB, of which torch 6,755"],
+        ["held to 14.6 GiB", "9,541 MiB, of which torch 6,755"],
+    ]
+    for words, run in zip(wanted, train["runs"], strict=True):
+        memory = f"{run['gpu_mb']['ours']:,} MiB, of which torch {run['gpu_mb']['ours_torch']:,}"
+        assert words[1] == memory
+        words += [f"{run['ours']:.1f}", f"{run['step_s']:.2f} s", str(run["updates_an_epoch"])]
+    wanted.append(["plain", f"{train['baseline']:.2f}", f"{train['runs'][0]['gpu_mb']['baseline']:,} MiB"])
+    wanted.append(["DDP", *(f"{run['ours']:.1f}" for run in two), f"{two[1]['ratio_to_first']:.2f}"])
+    steady = [f"{run['ours_without_vision_cache_time']:.1f}" for run in two]
+    wanted.append(["steps alone", *steady, f"{two[1]['steady_ratio_to_first']:.2f}"])
+    several = lines_of_several()
+    shards = several["predict"]
+    wanted.append(["264 questions", *(f"{s:.1f} s" for s in shards["seconds"]), f"{shards['ratio']:.2f}"])
+    first = [f"{rate:.1f}" for rate in shards["steady_questions_per_s"]]
+    wanted.append(["first batch", *first, f"{shards['steady_ratio']:.2f}"])
+    for kind in ("ddp", "fsdp", "zero2"):
+        facts = several[kind]
+        assert facts["merge"]["share_identical"] == 1
+        words = [f"| {kind} |", f"{facts['losses_apart']['largest']:.2%}".replace("%", " %")]
+        words += [f"{max(facts['torch_peak_mb_each']) / 1024:.1f} GiB", "4 of 4"]
+        if kind != "ddp":
+            words.append(f"{facts['losses_apart_from_ddp']['largest']:.2%}".replace("%", " %"))
+        wanted.append(words)
+    rows = [line for line in (ROOT / "docs/training.md").read_text().splitlines() if line.startswith("| ")]
+    for words in wanted:
+        assert any(all(word in line for word in words) for line in rows), words
 
 
 def test_page_says_what_a_preset_of_other_steps_would_take():

@@ -236,6 +236,10 @@ def make_callback(job: Mapping, run_dir: Path) -> Any:
             self.step = state.global_step
             if state.global_step == self.began_step + 1:
                 self.warm = time.monotonic()  # the first step allocates and compiles
+            if state.global_step % args.save_steps == 0:
+                # a line is the mean since the last one, and no checkpoint holds a part of a mean: without a line here a
+                # training that goes on from it would tell another curve
+                control.should_log = True
             if state.global_step >= state.max_steps:
                 control.should_evaluate = True  # the last state may be the best
             return control

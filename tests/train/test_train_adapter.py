@@ -197,6 +197,21 @@ def test_disk_that_fills_up_during_training_costs_only_the_checkpoint_being_writ
         subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
+def test_curves_are_whole_after_a_checkpoint_between_two_lines_of_the_curve(inside: Path) -> None:
+    """Lines are means of two steps; the third step, which has a checkpoint, ends a line of its own in both trainings."""
+    recipe = data.config(logging_steps=2, save_steps=3, eval_steps=3, keep_checkpoints=4)
+    assert train_adapter.main(data.arguments(recipe, work="work_between", out="between")) == 0
+    run = data.run_dirs(inside / "work_between")[0]
+    for step in (6, 8):
+        shutil.rmtree(run / f"checkpoint-{step}")
+    (run / checkpoints.FINISHED).unlink()
+    assert train_adapter.main(data.arguments(recipe, work="work_between", out="between_again")) == 0
+    lines, again = (read_json(inside / out / "train_log/curves.json") for out in ("between", "between_again"))
+    assert [point["step"] for point in lines["train"]] == [2, 3, 4, 6, 8]
+    assert again == lines
+    assert data.contents(inside / "between_again/adapter") == data.contents(inside / "between/adapter")
+
+
 def test_changed_recipe_or_data_never_resumes_a_stale_checkpoint(
     inside: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:

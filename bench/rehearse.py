@@ -61,6 +61,7 @@ TUTORIAL = {
 }
 SLOW = 1.0e-6
 WHEEL_SETS = {".": "light", "envs/train": "train", "envs/serve": "serve"}
+ZERO2_WHEELS = "zero2"  # DeepSpeed over train, for tests/gpu
 
 
 # ------------------------------------------------------------------------------------------------ steps
@@ -454,8 +455,8 @@ def install(wheels: Path, work: Path, python: str) -> None:
         EqaError: a folder without wheels, or pip fails.
     """
     known = set(WHEEL_SETS.values())
-    found = sorted(folder for folder in wheels.iterdir() if folder.is_dir() and folder.name in known)
-    if not found:
+    folders = {folder.name: folder for folder in wheels.iterdir() if folder.is_dir()}
+    if known.isdisjoint(folders):
         raise EqaError(f"{wheels}: none of the folders {', '.join(sorted(known))}; make them by tests.gpu.pack_wheels")
 
     def one(folder: Path) -> None:
@@ -477,6 +478,7 @@ def install(wheels: Path, work: Path, python: str) -> None:
             raise EqaError(f"{folder}: pip does not install it here: {why}; pack it for this Python")
         mark.write_text(stamp)
 
+    found = [folders[name] for name in sorted(folders.keys() & {*known, ZERO2_WHEELS})]
     with ThreadPoolExecutor(len(found)) as pool:
         list(pool.map(one, found))
 

@@ -17,10 +17,6 @@ if [ "$wheels" != - ]; then
     export DISABLE_VERSION_CHECK=1 # what the wheel folders leave out is the host's own
     PYTHONPATH=$PWD "$python" -c 'import sys; from pathlib import Path; from bench.rehearse import install
 install(Path(sys.argv[1]), Path(sys.argv[2]), sys.executable)' "$wheels" "$work" || exit 2
-    if [ -d "$wheels/zero2" ] && [ ! -f "$work/site/zero2.done" ]; then
-        "$python" -m pip install --quiet --no-index --no-deps --no-compile --upgrade --target "$work/site/zero2" \
-            "$wheels"/zero2/*.whl && touch "$work/site/zero2.done" || exit 2
-    fi
     export PYTHONPATH=$PWD:$work/site/train EQA_ZERO2_SITE=$work/site/zero2
 fi
 export PYTHONPATH=${PYTHONPATH:-$PWD}

@@ -97,11 +97,13 @@ def test_trimmed_wheel_keeps_a_true_record(tmp_path):
 
 def test_rehearsal_installs_trimmed_wheels_without_an_index_once(tmp_path):
     pack_wheels.trim(write_wheel(tmp_path / "wheels/train"), ["thing/lib/*"])
+    write_wheel(tmp_path / "wheels/zero2")
     work = tmp_path / "work"
     rehearse.install(tmp_path / "wheels", work, sys.executable)
     module = work / "site/train/thing/__init__.py"
     assert module.read_text() == "answer = 42\n"
     assert not (work / "site/train/thing/lib").exists()
+    assert (work / "site/zero2/thing/lib/heavy.so").is_file()
     module.write_text("answer = 43\n")
     rehearse.install(tmp_path / "wheels", work, sys.executable)
     assert module.read_text() == "answer = 43\n"

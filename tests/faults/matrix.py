@@ -170,11 +170,15 @@ class Case:
         self.user: list[str] = []
         self.environment: dict[str, str] = {}
         self.mounted: Path | None = None
+        self.begin()
+
+    def begin(self) -> None:
+        """A copy afresh, without what the job made."""
         self.clear()
         self.folder.parent.mkdir(parents=True, exist_ok=True)
-        project.copy_clone(demo.folder, self.folder)
+        project.copy_clone(self.demo.folder, self.folder)
         self.told.mkdir()
-        self.own = own_files(self.folder, job, self.makers)
+        self.own = own_files(self.folder, self.job, self.makers)
         self.undo()
 
     def undo(self) -> None:
@@ -448,9 +452,14 @@ def moment(case: Case) -> dict[str, str]:
     return {"at": str(facts["renames"] // 2 + 1)}
 
 
-def strike(case: Case, mode: str) -> tuple[subprocess.CompletedProcess[str], dict[str, str]]:
-    """Run the job and kill midway; earlier where it had finished before, for a job may be quicker than it was.
+def strike(
+    case: Case, mode: str, midway: Callable[[], object] = lambda: True
+) -> tuple[subprocess.CompletedProcess[str], dict[str, str]]:
+    """Run the job and kill midway; earlier where it was done by then, for a job may be quicker than it was.
 
+    Args:
+        mode: what the hook does.
+        midway: asked after a kill by the clock; false where the job was ending just then, so that nothing was tested.
     Returns:
         The struck run, and the moment as the hook was told it.
     """
@@ -458,19 +467,19 @@ def strike(case: Case, mode: str) -> tuple[subprocess.CompletedProcess[str], dic
     for attempt in range(KILL_TRIES):
         done = case.make(**case.hook(mode, **when))
         fired = case.fired()
-        if fired is not None:
+        if fired is not None and (when["at"] != "0" or midway()):
             case.note(fired["where"])
             return done, when
-        if done.returncode:
+        if fired is None and done.returncode:
             raise Broken(f"the undisturbed run failed: {case.last_line(done)}")
-        case.note("finished before the kill; tried earlier")
+        case.note("finished before the kill; tried earlier" if fired is None else "ended at the kill; tried earlier")
         if when["at"] == "0" and attempt < KILL_TRIES - 2:
             when = {"at": "0", "after_s": f"{float(when['after_s']) / 3:.1f}"}
         else:
             # its first rename, if it has one at all, cannot be missed
             when = {"at": "1"}
+        case.begin()
         case.forget_work()
-        case.undo()
     raise NotRun("finished before the kill")
 
 
@@ -492,11 +501,16 @@ def kill_job(case: Case) -> str:
 
 def kill_snakemake(case: Case) -> str:
     """SIGKILL to Snakemake midway; its job goes on as an orphan beside the next run's job for the same output."""
-    done, when = strike(case, "kill_snakemake")
+    orphans: list[int] = []
+
+    def job_goes_on() -> list[int]:
+        orphans[:] = case.processes()
+        return orphans
+
+    done, when = strike(case, "kill_snakemake", job_goes_on)
     if done.returncode == 0:
         raise Broken("snakemake ended with 0 although it was killed")
-    orphans = case.processes()
-    if not orphans:
+    if not orphans and not job_goes_on():
         raise Broken("the job died with Snakemake: nothing was tested")
     case.note(f"{len(orphans)} orphans")
     extra = case.hook("meet", **when) if when["at"] != "0" else {}

@@ -143,6 +143,7 @@ def check_sense(config: Mapping) -> None:
         EqaError: names key, value, limit and way out.
     """
     vision, train, model = config["vision"], config["train"], config["model"]
+    check_backend(train["backend"])
     least = PROCESSOR_MIN_PIXELS["demo" if model["source"] == "demo" else "qwen3-vl"]
     if vision["image_max_pixels"] < least:
         raise EqaError(
@@ -184,6 +185,22 @@ def check_sense(config: Mapping) -> None:
     if config["predict"]["engine"] == "openai" and not config["predict"]["url"]:
         raise EqaError(
             'config: predict.engine=openai needs predict.url, which is ""; name the server, such as http://127.0.0.1:23333/v1'
+        )
+
+
+def check_backend(backend: str) -> None:
+    """Refuse config `train.backend` unsloth: no release of it trains Qwen3-VL through the LLaMA-Factory that is locked.
+
+    LLaMA-Factory 0.9.5 (model/model_utils/visual.py patch_target_modules) names each layer of a picture model by its whole
+    path; Unsloth 2026.10.9 (unsloth_zoo/peft_utils.py get_peft_regex) takes such a list for last names and finds no layer.
+
+    Raises:
+        EqaError: it is unsloth.
+    """
+    if backend == "unsloth":
+        raise EqaError(
+            "config: train.backend=unsloth cannot train Qwen3-VL: Unsloth 2026.10.9 finds no layer by the names that "
+            'LLaMA-Factory 0.9.5 gives it ("No layers to finetune", docs/decisions.md); set train.backend to llamafactory'
         )
 
 

@@ -13,6 +13,7 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
+from scripts.lib.config import check_backend
 from scripts.lib.errors import EqaError
 from scripts.lib.files import read_json
 
@@ -276,12 +277,11 @@ def render(
         use_cpu: no GPU here.
         settings_dir: where the file that `deepspeed` names lies.
     Raises:
-        EqaError: train.extra holds what it may not.
+        EqaError: train.extra holds what it may not, or train.backend is not to be had.
     """
     train, vision = config["train"], config["vision"]
     check_extra(train["extra"])
-    if train["backend"] == "unsloth":
-        check_unsloth(use_cpu)
+    check_backend(train["backend"])
     _, at_once, accumulation = spread(train["batch_size"], train["gradient_accumulation"], devices)
     args: dict = {"model_name_or_path": base, **FIXED}
     args |= {"dataset_dir": dataset_dir, "media_dir": media_dir, "output_dir": output_dir}
@@ -306,23 +306,6 @@ def render(
         args["use_cpu"] = True
     args |= distributed_args(train["distributed"], settings_dir)
     return args | dict(train["extra"])
-
-
-def check_unsloth(use_cpu: bool) -> None:
-    """Whether train.backend=unsloth can start here (docs/decisions.md says what was tried).
-
-    Raises:
-        EqaError: unsloth is not installed, or there is no GPU: on a CPU it loads text models only.
-    """
-    if importlib.util.find_spec("unsloth") is None:
-        raise EqaError(
-            "config: train.backend=unsloth, but unsloth is not part of envs/train; set train.backend to llamafactory"
-        )
-    if use_cpu:
-        raise EqaError(
-            "config: train.backend=unsloth, but no GPU is visible and unsloth loads text models only on a CPU "
-            "(unsloth_zoo/cpu/loader.py: Unrecognized configuration class Qwen3VLConfig); set train.backend to llamafactory"
-        )
 
 
 def check_distributed(distributed: str, use_cpu: bool) -> None:

@@ -16,7 +16,6 @@ pytest.importorskip("torch", reason="needs envs/train")
 
 from scripts import train_adapter
 from scripts.lib import llamafactory_args as la
-from scripts.lib.errors import EqaError
 from tests.train import training_data as data
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -99,14 +98,3 @@ def test_fsdp_of_one_gpu_is_one_line_and_starts_nothing(
     assert "train.distributed=fsdp shares the model among GPUs, and 1 takes part here" in said
     assert not list((tmp_path / "alone").glob("*"))
     assert not (tmp_path / "alone_out").exists()
-
-
-@pytest.mark.parametrize(("installed", "words"), [(False, "not part of envs/train"), (True, "no GPU is visible")])
-def test_unsloth_is_refused_with_the_reason(monkeypatch: pytest.MonkeyPatch, installed: bool, words: str) -> None:
-    found = la.importlib.util.find_spec
-    spec = found("json") if installed else None
-    monkeypatch.setattr(la.importlib.util, "find_spec", lambda name: spec if name == "unsloth" else found(name))
-    with pytest.raises(
-        EqaError, match=rf"^config: train\.backend=unsloth.*{words}.*set train\.backend to llamafactory"
-    ):
-        la.check_unsloth(use_cpu=True)

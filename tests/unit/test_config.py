@@ -146,6 +146,13 @@ def test_save_steps_off_the_eval_steps_are_refused():
     assert "train.save_steps" in message(recipe)
 
 
+def test_unsloth_is_refused_before_any_job_with_the_reason():
+    text = message(changed("train.backend", "unsloth"))
+    assert "train.backend=unsloth" in text
+    assert "No layers to finetune" in text
+    assert text.endswith("set train.backend to llamafactory")
+
+
 def test_unset_variable_in_the_source_is_named(monkeypatch):
     monkeypatch.delenv("OPENEQA_DATA", raising=False)
     with pytest.raises(EqaError, match="OPENEQA_DATA is not set"):

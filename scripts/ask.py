@@ -9,22 +9,29 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import math
 import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from scripts.build_sft import prompt_file
 from scripts.import_ollama import parse_version
 from scripts.lib import sharegpt
 from scripts.lib.chat_client import SERVERS, ChatClient, Decoding, Message, default_url, read_image
 from scripts.lib.cli import EXIT_USER_ERROR, one_line, path_argument
-from scripts.lib.config import load_yaml
+from scripts.lib.config import check_shape, load_yaml
 from scripts.lib.errors import EqaError
 from scripts.lib.ollama_folder import MIN_VERSION_GGUF, MOST_ENLARGED_TOKENS
 from scripts.lib.readers import PNG_MAGIC, check_whole, image_size
 from scripts.lib.tokens import MARKS_PER_IMAGE, TEXT_ALLOWANCE, TOKEN_SIDE_PX, fitted_size
 
+if TYPE_CHECKING:
+    import numpy as np
+
+SCHEMA = Path(__file__).resolve().parents[1] / "config/schema.yaml"
+LONGEST_ANSWER = 65536  # tokens
 # config predict.prompt -> what rules/data.smk gives to build_sft
 PROMPTS = {
     "short_answer": Path("config/prompts/short_answer.txt"),
@@ -59,12 +66,24 @@ def prepare_picture(path: Path, max_pixels: int) -> tuple[bytes, int]:
     height, width = pixels.shape[:2]
     if not max_pixels:
         return read_image(path), round(height / TOKEN_SIDE_PX) * round(width / TOKEN_SIDE_PX) + MARKS_PER_IMAGE
-    wanted = fitted_size(width, height, max_pixels)
+    try:
+        wanted = fitted_size(width, height, max_pixels)
+    except EqaError as error:  # too long for its width
+        raise EqaError(f"{path}: {error}") from None
     tokens = (wanted[0] // TOKEN_SIDE_PX) * (wanted[1] // TOKEN_SIDE_PX) + MARKS_PER_IMAGE
-    if wanted == (width, height) and data.startswith(b"\xff\xd8\xff"):
+    if wanted == (width, height) and data.startswith(b"\xff\xd8\xff") and _stored_upright(data, pixels):
         return data, tokens  # a stored frame: not encoded a second time
     pixels = cv2.resize(pixels, wanted, interpolation=cv2.INTER_AREA)
     return cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes(), tokens
+
+
+def _stored_upright(data: bytes, shown: np.ndarray) -> bool:
+    """Whether a JPEG's pixels lie as they are to be seen: servers differ in whether they heed an Exif orientation."""
+    import cv2
+    import numpy as np
+
+    stored = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    return np.array_equal(stored, shown)
 
 
 def check_room(tokens: Sequence[int], context: int | None, answer: int) -> None:
@@ -187,6 +206,10 @@ def run(args: argparse.Namespace) -> None:
         EqaError: no picture, too many of them, a conversation longer than the server's context, server down.
     """
     config = load_yaml(args.config)
+    try:
+        check_shape(config, load_yaml(SCHEMA))
+    except EqaError as error:
+        raise EqaError(f"{args.config}: {error}") from None
     serve, predict = config["serve"], config["predict"]
     max_pixels = 0 if args.full_size else config["vision"]["image_max_pixels"]
     pictures = read_pictures(args.pictures, max_pixels)
@@ -214,6 +237,24 @@ def run(args: argparse.Namespace) -> None:
                 used = client.prompt_tokens + (client.answer_tokens or 0)
 
 
+def token_count(text: str) -> int:
+    """argparse type: 1 or more."""
+    if not text.isascii() or not text.isdecimal() or not 1 <= int(text[:9]) <= LONGEST_ANSWER:
+        raise argparse.ArgumentTypeError(f"{text!r}: a whole number from 1 to {LONGEST_ANSWER} is wanted")
+    return int(text)
+
+
+def temperature(text: str) -> float:
+    """argparse type: 0 to 2, as servers take it."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= 2:
+        raise argparse.ArgumentTypeError(f"{text!r}: a number from 0 (greedy) to 2 is wanted")
+    return value
+
+
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="ask", description="Ask the served model about pictures.")
     parser.add_argument("pictures", nargs="*", type=path_argument, metavar="PICTURE", help="pictures, in order")
@@ -222,10 +263,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--url", default="", help="address of the server, in place of the config's")
     parser.add_argument("--model", default="", help="name of the model, in place of serve.model_name")
     parser.add_argument("--config", type=path_argument, default=Path("config/config.yaml"), help="the recipe")
-    parser.add_argument(
-        "--max-new-tokens", type=int, default=0, help="longest answer, in place of predict.max_new_tokens"
-    )
-    parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
+    parser.add_argument("--max-new-tokens", type=token_count, help="longest answer, in place of predict.max_new_tokens")
+    parser.add_argument("--temperature", type=temperature, default=0.0, help="0 is greedy")
     parser.add_argument("--raw", action="store_true", help="send the question without the recipe's prompt around it")
     parser.add_argument("--full-size", action="store_true", help="send pictures as they are, whatever their size")
     return parser
@@ -243,9 +282,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # `ask ... | head`: nobody reads on
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _write_no_more()
         return 0
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"ask: {where}{error.strerror}; free space or mend permissions, then ask again", file=sys.stderr)
+        _write_no_more()
+        return EXIT_USER_ERROR
     return 0
+
+
+def _write_no_more() -> None:
+    """Let what still waits for standard output go nowhere, instead of into a second error at the end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

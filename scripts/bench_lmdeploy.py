@@ -204,10 +204,13 @@ def measure(folder: Path, samples: list[dict], frames: Path, settings: dict, max
                         row["requests_per_s"],
                     )
                     rows.append(row)
-    except torch.cuda.OutOfMemoryError:
+    except (RuntimeError, AssertionError) as error:
+        # LMDeploy's own words where the cache or a step does not fit (pytorch/engine/executor/base.py)
+        if not isinstance(error, torch.cuda.OutOfMemoryError) and "gpu memory" not in str(error).lower():
+            raise
         raise EqaError(
             f"LMDeploy ran out of GPU memory with serve.max_batch_size={settings['max_batch_size']} and "
-            f"serve.cache_share={settings['cache_share']}; lower one of them"
+            f"serve.cache_share={settings['cache_share']}; lower one of them, or free the card (nvidia-smi)"
         ) from None
     return {
         "runs": rows,

@@ -135,8 +135,12 @@ def run(
     Raises:
         EqaError: server down, a question without prediction, nothing to compare, agreement below serve.agreement.
     """
+    remove(output)  # of an earlier check: whatever fails from here on, it says nothing about what is served now
     samples = read_json(test, "test part")
-    known = {row["question_id"]: row["prediction"] for row in read_jsonl(predictions, "predictions")}
+    try:
+        known = {row["question_id"]: row["prediction"] for row in read_jsonl(predictions, "predictions")}
+    except (KeyError, TypeError):
+        raise EqaError(f"{predictions}: a line without question_id and prediction; predict again") from None
     chosen = choose(samples, QUESTIONS)
     if not chosen:
         raise EqaError(f"{test}: no test question to ask; raise split.test")

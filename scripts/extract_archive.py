@@ -63,6 +63,8 @@ def extract(
     for episode, (_, names) in waiting.items():
         wanted[episode] = {names[i]: i for i in wanted_indices(len(names), config)}
     have: dict[str, dict[int, Path]] = {episode: {} for episode in waiting}
+    # an id may be longer than a file's name, and two may differ in what a name cannot hold
+    numbers = {episode: number for number, episode in enumerate(waiting)}
     with Progress(len(waiting), "episodes") as progress:
         for name, member, tar in walk_archive(archive):
             found = episode_of(name, have)
@@ -70,7 +72,7 @@ def extract(
                 continue
             episode, file = found
             index = wanted[episode][file]
-            target = spool / f"{len(have[episode])}-{index:06d}-{episode.replace('/', '_')}"
+            target = spool / f"{numbers[episode]:06d}-{index:06d}"
             target.write_bytes(read_member(archive, tar, member))
             have[episode][index] = target
             if len(have[episode]) < len(wanted[episode]):

@@ -139,10 +139,8 @@ class Server:
             import ollama  # reads OLLAMA_HOST itself, at once
 
             self._client = ollama.Client(host=url, timeout=httpx.Timeout(3600, connect=10), trust_env=False)
-        except (httpx.InvalidURL, ValueError) as error:
-            raise EqaError(
-                f"OLLAMA_HOST={public(url)}: no address ({error}); one such as 127.0.0.1:11434 is wanted"
-            ) from None
+        except (httpx.InvalidURL, ValueError):  # their words may hold a part of a password
+            raise EqaError(f"OLLAMA_HOST={public(url)}: no address; one such as 127.0.0.1:11434 is wanted") from None
         self._errors = (ollama.ResponseError, httpx.HTTPError, ConnectionError, ValueError)
 
     def _try(self, what: str, call: Callable[[], Any]) -> Any:
@@ -248,6 +246,8 @@ def gguf_request_files(gguf: Path, quantize: str) -> dict[str, Path]:
     manifest = read_json(gguf, "GGUF manifest")
     if is_disabled(manifest):
         return {}
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
+        raise EqaError(f"{gguf}: lists no files; make it again: snakemake --force {gguf}")
     model = f"model-{quantize or 'f16'}.gguf"
     for name in (model, PROJECTOR):
         if name not in manifest["files"]:
@@ -344,23 +344,28 @@ def create_model(server: Server, way: Way, settings: dict) -> None:
         status = line
     if status != "success":
         raise EqaError(
-            f"{server.url}: creating {way.model} ended with {status[:80]!r}, not 'success'; look into Ollama's log"
+            f"{public(server.url)}: creating {way.model} ended with {status[:80]!r}, not 'success'; look into Ollama's log"
         )
 
 
-def picture_tokens(data: bytes) -> int:
+def picture_tokens(data: bytes, name: str) -> int:
     """Tokens of a stored frame, whose sides are multiples of 32 px, without its marks.
 
     Raises:
-        EqaError: no picture, or a damaged one.
+        EqaError: no picture, or a damaged one; names it.
     """
-    height, width, _ = decode_image(data, "a frame of the first test question").shape
+    height, width, _ = decode_image(data, name).shape
     return (height // TOKEN_SIDE_PX) * (width // TOKEN_SIDE_PX)
 
 
-def enlarged_pictures(version: tuple[int, int, int], said: str, images: Sequence[bytes]) -> str:
-    """What to tell where Ollama shows the model larger pictures than it was trained and evaluated with; "" elsewhere."""
-    least = min((picture_tokens(data) for data in images), default=LEAST_IMAGE_TOKENS)
+def enlarged_pictures(version: tuple[int, int, int], said: str, images: Mapping[str, bytes]) -> str:
+    """What to tell where Ollama shows the model larger pictures than it was trained and evaluated with; "" elsewhere.
+
+    Args:
+        version, said: the server's, as numbers and as it says it.
+        images: name -> bytes of each frame.
+    """
+    least = min((picture_tokens(data, name) for name, data in images.items()), default=LEAST_IMAGE_TOKENS)
     if version < MIN_VERSION_GGUF or least >= LEAST_IMAGE_TOKENS:
         return ""
     first, last = ".".join(map(str, MIN_VERSION)), ".".join(map(str, MIN_VERSION_GGUF))
@@ -388,16 +393,14 @@ def create_first(server: Server, ways: Sequence[Way], settings: dict) -> Way:
     raise AssertionError("no way")  # plan_ways gives at least one
 
 
-def point_name(server: Server, name: str, model: str, before: Mapping[str, str], imported: Iterable[str]) -> bool:
-    """Let `name` (without a tag) mean `model`, if it is free or meant a model of ours; whether it does now.
+def point_name(server: Server, name: str, model: str, latest: str | None, imported: Iterable[str]) -> bool:
+    """Let `name` (without a tag) mean `model`, if it is free or meant a model from this folder; whether it does now.
 
     Args:
-        before: name with tag -> digest of what was on the server.
-        imported: digests of what was imported from this folder, which may have lost their own tags since.
+        latest: digest of what the name meant before; None where it was free.
+        imported: digests of all that was imported from this folder, `model` among them.
     """
-    latest = before.get(f"{name}:latest")
-    ours = {digest for tag, digest in before.items() if re.fullmatch(rf"{re.escape(name)}:[0-9a-f]{{12}}", tag)}
-    if latest is not None and latest not in ours.union(imported) and latest != server.models().get(model):
+    if latest is not None and latest not in imported:
         log.info(
             "%s:latest on the server is not ours and stays; the model is %s. `ollama rm %s` frees the name",
             name,
@@ -409,9 +412,39 @@ def point_name(server: Server, name: str, model: str, before: Mapping[str, str],
     return True
 
 
+def read_modelfile(path: Path) -> str:
+    """Raises EqaError where it is missing or no text."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise EqaError(f"{path}: no such file; make it: snakemake {path}") from None
+    except UnicodeDecodeError as error:
+        raise EqaError(f"{path}: no UTF-8 at byte {error.start}; make it again: snakemake --force {path}") from None
+
+
+def first_sample(test: Path) -> dict:
+    """The first question of the test part.
+
+    Raises:
+        EqaError: there is none, or it is not shaped as build_sft writes it.
+    """
+    samples = read_json(test, "test part")
+    if samples == []:
+        raise EqaError(f"{test}: no test question to ask; raise split.test")
+    try:
+        sample = samples[0]
+        fits = all(isinstance(sample["messages"][turn]["content"], str) for turn in (0, 1))
+        fits = fits and all(isinstance(name, str) for name in sample["images"])
+    except (KeyError, IndexError, TypeError):
+        fits = False
+    if not fits:
+        raise EqaError(f"{test}: its first question is not as build_sft writes one; snakemake --force {test}")
+    return sample
+
+
 def read_imported(path: Path) -> list[str]:
     """Digests of all that was imported from this folder; [] where nothing is known, which costs a name at most."""
-    with contextlib.suppress(EqaError, TypeError, KeyError):
+    with contextlib.suppress(EqaError, OSError, TypeError, KeyError):
         return sorted(str(digest) for digest in read_json(path)["digests"])
     return []
 
@@ -445,12 +478,9 @@ def run(
         return {"status": "disabled"}
     check_manifest(merged)
     view = ollama_view(merged.parent)
-    text = modelfile.read_text(encoding="utf-8")
+    text = read_modelfile(modelfile)
     settings = parse_modelfile(text, modelfile)
-    samples = read_json(test, "test part")
-    if not samples:
-        raise EqaError(f"{test}: no test question to ask; raise split.test")
-    sample = samples[0]
+    sample = first_sample(test)
     message = sample_message(sample, frames or test.parent.parent / "frames")
     quantize, name = config["serve"]["ollama_quantize"], config["serve"]["model_name"]
     server = Server(ollama_url())
@@ -461,7 +491,7 @@ def run(
         check_engine(merged.parent)
     ways = plan_ways(name, routes, merged, gguf, text, quantize)
     before = server.models()
-    enlarged = enlarged_pictures(version, version_text, message.images)
+    enlarged = enlarged_pictures(version, version_text, dict(zip(sample["images"], message.images, strict=True)))
     end_by_exception()  # so that a stopped job removes its half-made model too
     try:
         # a server that refused the first way once would refuse it again
@@ -477,12 +507,13 @@ def run(
             log.info("%s", enlarged)
         if not answer.strip():
             why = enlarged or "look into Ollama's log"
-            raise EqaError(f"{server.url}: {way.model} answers with nothing; {why}")
+            raise EqaError(f"{public(server.url)}: {way.model} answers with nothing; {why}")
         known = work / "imported.json"
-        imported = read_imported(known)
-        named = point_name(server, name, way.model, before, imported)
         digest = server.models().get(way.model, "")
-        write_json(known, {"digests": sorted({*imported, digest})})
+        imported = {*read_imported(known), digest}
+        write_json(known, {"digests": sorted(imported)})
+        # last: what fails before it leaves the name with the model that it meant
+        named = point_name(server, name, way.model, before.get(f"{name}:latest"), imported)
     except BaseException as error:
         with undisturbed():
             late_s = 0.0 if isinstance(error, EqaError) else LATE_S

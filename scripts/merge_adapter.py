@@ -16,8 +16,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import logging
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -144,8 +146,12 @@ def _export(arguments: Mapping, noise: Path) -> None:
         try:
             export_model(dict(arguments))
         except Exception as error:
-            if "No space left" in str(error) or "os error 28" in str(error):
-                raise EqaError(f"{arguments['export_dir']}: the disk is full; free space, then run again") from error
+            # safetensors tells the number in its text alone; quotas and limits of a file's size stop a write as well
+            numbers = {getattr(error, "errno", None), *map(int, re.findall(r"os error (\d+)", str(error)))}
+            if numbers & {errno.ENOSPC, errno.EDQUOT, errno.EFBIG} or "No space left" in str(error):
+                raise EqaError(
+                    f"{arguments['export_dir']}: the disk or a quota is full ({str(error)[:120]}); free space, then run again"
+                ) from error
             raise
 
 

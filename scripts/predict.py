@@ -9,16 +9,18 @@ By hand, in envs/train for the engines transformers and llamafactory:
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from scripts.lib.base_model import check_adapter_base
 from scripts.lib.cli import entry, json_argument, path_argument
 from scripts.lib.config import canonical_json
 from scripts.lib.engines.base import TUTORIAL, Question, Setup, open_engine
+from scripts.lib.engines.openai_engine import served_model
 from scripts.lib.errors import EqaError
 from scripts.lib.evaluation import check_ids, listed
 from scripts.lib.files import check_manifest, read_json, remove, safe_join, sha256_file, write_json, write_jsonl
@@ -153,10 +155,11 @@ def run(args: argparse.Namespace) -> dict:
     weights = choose_weights(model, engine_name, args.adapter, args.merged)
     manifest = Path(args.merged) if weights == "merged" else args.base
     if engine_name not in SERVED:
-        check_manifest(manifest, deep=False)
+        # contents too: weights of the right size and other bytes load, and answer something else
+        check_manifest(manifest)
         if weights == "base+adapter":
             adapter = Path(args.adapter)
-            check_adapter_base(adapter, check_manifest(adapter, deep=False), args.base, needed=False)
+            check_adapter_base(adapter, check_manifest(adapter), args.base, needed=False)
     meta = {
         "model": model,
         "engine": engine_name,
@@ -176,6 +179,9 @@ def run(args: argparse.Namespace) -> dict:
         "device": device_kind(),
         # answers of other code are not continued
         "code": [sha256_file(ROOT / name) for name in code_files("scripts.predict", ROOT)],
+        # nor those of other libraries, or of another model at the same address
+        "locks": [sha256_file(path) for path in sorted(ROOT.glob("envs/*/uv.lock"))],
+        "server_model": served_model(predict) if engine_name in SERVED else "",
         "test": sha256_file(args.test),
         "shard": args.shard,
         "frames": sha256_file(args.frames) if args.frames else "",
@@ -223,7 +229,7 @@ def generate(questions: Sequence[Question], setup: Setup, partial: Path) -> tupl
     facts: dict = {"resumed": len(answers)}
     if waiting:
         engine = open_engine(predict["engine"], setup)
-        with Progress(len(questions), "answers", done=len(answers)) as progress:
+        with Progress(len(questions), "answers", done=len(answers)) as progress, _memory_told(predict["batch_size"]):
             for batch, texts in zip(waiting, engine.answer(waiting), strict=True):
                 if len(texts) != len(batch):
                     raise EqaError(
@@ -236,6 +242,21 @@ def generate(questions: Sequence[Question], setup: Setup, partial: Path) -> tupl
                 progress.update(len(answers) - progress.done)
         facts |= engine.facts()
     return answers, facts
+
+
+@contextlib.contextmanager
+def _memory_told(batch_size: int) -> Iterator[None]:
+    """A GPU with too little memory as one line; torch is loaded by then, if it is at all."""
+    try:
+        yield
+    except RuntimeError as error:
+        torch = sys.modules.get("torch")
+        if torch is None or not isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise EqaError(
+            f"GPU memory: predict.batch_size={batch_size} does not fit this card ({str(error)[:120]}); lower it, or take a "
+            "card with more"
+        ) from None
 
 
 def _lock(path: Path) -> object:

@@ -35,6 +35,7 @@ from scripts.lib.files import (
     read_json,
     read_manifest,
     remove,
+    safe_join,
     sha256_file,
     write_json,
     write_manifest,
@@ -163,11 +164,14 @@ def check_base(manifest: Path) -> dict:
     return facts
 
 
-def check_data(dataset_dir: Path) -> dict[str, int]:
+def check_data(dataset_dir: Path, media_dir: Path) -> dict[str, int]:
     """Samples a part.
 
+    Args:
+        dataset_dir: results/sft.
+        media_dir: folder that pictures are relative to.
     Raises:
-        EqaError: a training or validation part without samples, or no data of build_sft.
+        EqaError: a training or validation part without samples, no data of build_sft, or a picture outside of its folder.
     """
     counts = {}
     parts = (("train", "training", "lower split.val and split.test"), ("val", "validation", "raise split.val"))
@@ -177,6 +181,12 @@ def check_data(dataset_dir: Path) -> dict[str, int]:
             raise EqaError(f"{dataset_dir / f'{part}.json'}: no {name} samples; {way_out} or add episodes")
         if not all(isinstance(sample, dict) and isinstance(sample.get("question_ids"), list) for sample in samples):
             raise EqaError(f"{dataset_dir / f'{part}.json'}: not what build_sft writes; run that rule again")
+        for sample in samples:
+            images = sample.get("images", [])
+            if not isinstance(images, list) or not all(isinstance(name, str) for name in images):
+                raise EqaError(f"{dataset_dir / f'{part}.json'}: images are no list of paths; run build_sft again")
+            for name in images:
+                safe_join(media_dir, name)
         counts[part] = len(samples)
         counts[f"{part}_questions"] = sum(len(sample["question_ids"]) for sample in samples)
     info = read_json(dataset_dir / "dataset_info.json", "list of parts for LLaMA-Factory")
@@ -196,8 +206,8 @@ def run(args: argparse.Namespace) -> dict:
     config = args.config
     check_types({name: config[name] for name in ("train", "vision")}, ROOT)
     check_base(args.base)
-    counts = check_data(args.dataset_dir)
     frames = args.frames or args.dataset_dir.parent / "frames/manifest.json"
+    counts = check_data(args.dataset_dir, frames.parent)
     read_manifest(frames)
     llamafactory_args.check_extra(config["train"]["extra"])
 
@@ -265,7 +275,7 @@ def _train(
     resume = checkpoints.newest_complete(run_dir, config["train"]["load_best"])
     settings = {"output_dir": str(run_dir), "settings_dir": str(run_dir)}
     llama = _rendered(args, config, frames, devices, device, **settings)
-    tokenized = _tokenized_folder(args.work_dir, config, inputs)
+    tokenized = _tokenized_folder(args.work_dir, config, inputs, frames.parent)
     part = tokenized.with_name(tokenized.name + f".{run_dir.name}.part")
     remove(part)
     llama |= {"tokenized_path": str(tokenized if tokenized.is_dir() else part)}
@@ -305,14 +315,18 @@ def _train(
         remove(part)
 
 
-def _tokenized_folder(work_dir: Path, config: Mapping, inputs: Mapping) -> Path:
-    """Tokenized data by content: shared by recipes that differ in other things, such as the learning rate."""
+def _tokenized_folder(work_dir: Path, config: Mapping, inputs: Mapping, media_dir: Path) -> Path:
+    """Tokenized data by content: shared by recipes that differ in other things, such as the learning rate.
+
+    Its rows hold paths of pictures, hence `media_dir`.
+    """
     train = config["train"]
     own = {
         "cutoff_len": train["cutoff_len"],
         "template": train["template"],
         "vision": config["vision"],
         "extra": train["extra"],
+        "media_dir": str(media_dir),
     }
     own |= {name: inputs[name] for name in ("train", "val", "info", "frames", "base", "lock")}
     return work_dir / "tokenized" / hashlib.sha256(canonical_json(own).encode()).hexdigest()[:20]

@@ -71,7 +71,12 @@ def verdict(
         EqaError: over merge.tolerance, or not a number; too little or too much of the adapter.
     """
     largest = max(differences)
-    if not all(map(math.isfinite, differences)) or largest > merge["tolerance"]:
+    if not all(map(math.isfinite, differences)):
+        raise EqaError(
+            f"results/merged is not base + adapter: the logits of {sum(not math.isfinite(d) for d in differences)} of "
+            f"{len(differences)} questions are no numbers ({merge['dtype']}); merge again, with merge.dtype bfloat16 or float32"
+        )
+    if largest > merge["tolerance"]:
         raise EqaError(
             f"results/merged is not base + adapter: logits differ by {largest:.3g} > "
             f"merge.tolerance={merge['tolerance']:g}, {sum(same)} of {len(same)} greedy answers are identical "

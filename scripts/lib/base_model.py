@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
+from scripts.lib.addresses import public
 from scripts.lib.errors import EqaError
 from scripts.lib.files import read_json, sha256_file
 from scripts.lib.safetensors_heads import read_head
@@ -200,26 +201,27 @@ def _list_huggingface(endpoint: str, name: str, revision: str) -> tuple[str, lis
     from huggingface_hub import HfApi
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
+    shown = public(endpoint)  # a mirror's address may hold a password
     logging.getLogger("httpx2").setLevel(logging.WARNING)  # one line a request is too much
     try:
         info = HfApi(endpoint=endpoint).model_info(name, revision=revision, files_metadata=True, timeout=30)
     except GatedRepoError:
-        raise EqaError(f"{endpoint}/{name}: access must be asked for there; then export HF_TOKEN") from None
+        raise EqaError(f"{shown}/{name}: access must be asked for there; then export HF_TOKEN") from None
     except RevisionNotFoundError:
-        raise EqaError(f"{endpoint}/{name}: no revision {revision!r}; correct --revision") from None
+        raise EqaError(f"{shown}/{name}: no revision {revision!r}; correct --revision") from None
     except RepositoryNotFoundError:
         raise EqaError(
-            f"{endpoint}/{name}: no such model, or it is private; correct model.name or export HF_TOKEN"
+            f"{shown}/{name}: no such model, or it is private; correct model.name or export HF_TOKEN"
         ) from None
     except HfHubHTTPError as error:
         code = error.response.status_code if error.response is not None else "an error"
         raise EqaError(
-            f"{endpoint}/{name}: the hub answers {code}; try again later or set HF_ENDPOINT to a mirror"
+            f"{shown}/{name}: the hub answers {code}; try again later or set HF_ENDPOINT to a mirror"
         ) from None
     except (httpx2.HTTPError, OSError) as error:
-        raise EqaError(f"{endpoint}: {error}; check the network or set HF_ENDPOINT to a mirror") from None
+        raise EqaError(f"{shown}: {error}; check the network or set HF_ENDPOINT to a mirror") from None
     if not re.fullmatch("[0-9a-f]{40}", info.sha or ""):
-        raise EqaError(f"{endpoint}/{name}: the hub names no commit for {revision!r}; correct --revision")
+        raise EqaError(f"{shown}/{name}: the hub names no commit for {revision!r}; correct --revision")
     files = [HubFile(s.rfilename, s.size or 0, s.lfs.sha256 if s.lfs else "") for s in info.siblings or []]
     return info.sha, files
 
@@ -228,19 +230,22 @@ def _list_modelscope(endpoint: str, name: str, revision: str) -> list[HubFile]:
     import httpx
 
     address = f"{endpoint}/api/v1/models/{name}/repo/files"
+    shown = public(endpoint)  # a mirror's address may hold a password
     try:
         answer = httpx.get(
             address, params={"Revision": revision, "Recursive": "True"}, timeout=30, follow_redirects=True
         )
-    except httpx.HTTPError as error:
-        raise EqaError(f"{endpoint}: {error}; check the network or set MODELSCOPE_ENDPOINT") from None
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
+        raise EqaError(f"{shown}: {error}; check the network or set MODELSCOPE_ENDPOINT") from None
     if answer.status_code != httpx.codes.OK:
         raise EqaError(
-            f"{address}: the hub answers {answer.status_code} for revision {revision!r}; "
+            f"{public(address)}: the hub answers {answer.status_code} for revision {revision!r}; "
             "correct model.name or --revision"
         )
     try:
         rows = answer.json()["Data"]["Files"]
         return [HubFile(r["Path"], int(r["Size"]), r.get("Sha256") or "") for r in rows if r.get("Type") != "tree"]
     except (ValueError, KeyError, TypeError):
-        raise EqaError(f"{address}: the hub's answer is no listing of files; check MODELSCOPE_ENDPOINT") from None
+        raise EqaError(
+            f"{public(address)}: the hub's answer is no listing of files; check MODELSCOPE_ENDPOINT"
+        ) from None

@@ -29,6 +29,9 @@ KEY_VARIABLE = "EQA_SERVE_API_KEY"  # api key of `make serve`; never an argument
 OLLAMA_PORT = 11434
 CONNECT_S = 10.0  # a server that is there takes a connection at once, however long it then thinks
 SHOWN_MESSAGE = 300  # characters of a server's message that an error repeats
+LONGEST_REPLY = (
+    16 * 2**20
+)  # bytes; an answer in pieces has some hundred kilobytes, Ollama's list of tensors a little more
 _MAGIC = {b"\x89PNG\r\n\x1a\n": "image/png", b"\xff\xd8\xff": "image/jpeg", b"RIFF": "image/webp", b"BM": "image/bmp"}
 
 
@@ -165,8 +168,8 @@ def checked_url(url: str) -> str:
     base = url.removesuffix("/").removesuffix("/v1").rstrip("/")
     try:
         parts = httpx.URL(base)
-    except (httpx.InvalidURL, ValueError) as error:
-        raise EqaError(f"{public(url)}: no address ({error}); one such as http://127.0.0.1:23333 is wanted") from None
+    except (httpx.InvalidURL, ValueError):  # their words may hold a part of a password
+        raise EqaError(f"{public(url)}: no address; one such as http://127.0.0.1:23333 is wanted") from None
     if parts.scheme not in ("http", "https") or not parts.host:
         raise EqaError(f"{public(url)}: no http address; one such as http://127.0.0.1:23333 is wanted")
     if parts.port is not None:
@@ -190,7 +193,8 @@ class ChatClient:
         self._key = key = read_key(KEY_VARIABLE) if server != "ollama" else ""
         self._http = httpx.Client(
             timeout=httpx.Timeout(timeout_s, connect=CONNECT_S),
-            headers={"Authorization": f"Bearer {key}"} if key else {},
+            # packed, a small reply could unpack to any size
+            headers={"Accept-Encoding": "identity", **({"Authorization": f"Bearer {key}"} if key else {})},
             trust_env=False,
         )
 
@@ -211,7 +215,7 @@ class ChatClient:
         )
         reply = self._call("GET", path)
         try:
-            rows = reply.json()[outer]
+            rows = json.loads(reply)[outer]
             names = [str(row[inner]) for row in rows]
         except (ValueError, KeyError, TypeError, RecursionError):
             raise EqaError(
@@ -226,9 +230,10 @@ class ChatClient:
             row = rows[names.index(self.model if self.model in names else f"{self.model}:latest")]
             self.digest = str(row.get("digest") or "") or None
         elif self.model not in names:
+            there = [hidden(name, self._key)[:SHOWN_MESSAGE] for name in names[:5]]
             raise EqaError(
-                f"{self.shown}: serves {', '.join(names) or 'nothing'}, not {self.model}; say --model "
-                f"{names[0] if names else 'NAME'}"
+                f"{self.shown}: serves {', '.join(there) or 'nothing'}, not {self.model}; say --model "
+                f"{there[0] if there else 'NAME'}"
             )
         return names
 
@@ -236,21 +241,21 @@ class ChatClient:
         """Tokens that the server holds for one conversation; None where it does not say (LMDeploy, old versions)."""
         if self.server == "llamacpp":
             try:
-                found = self._parse(self._call("GET", "/v1/models").text)["data"][0]["meta"]["n_ctx"]
+                found = self._parse(self._call("GET", "/v1/models"))["data"][0]["meta"]["n_ctx"]
             except (KeyError, IndexError, TypeError):  # older servers have no "meta"
                 return None
             return found if isinstance(found, int) else None
         if self.server == "ollama":
             if self.num_ctx:
                 return self.num_ctx
-            shown = self._parse(self._call("POST", "/api/show", {"model": self.model}).text)
+            shown = self._parse(self._call("POST", "/api/show", {"model": self.model}))
             match = re.search(r"^num_ctx\s+([0-9]{1,9})", str(shown.get("parameters", "")), re.MULTILINE)
             return int(match[1]) if match else None
         return None
 
     def version(self) -> str:
         """What an Ollama server says it is, such as "0.34.2"."""
-        return str(self._parse(self._call("GET", "/api/version").text).get("version", ""))
+        return str(self._parse(self._call("GET", "/api/version")).get("version", ""))
 
     def ask(self, messages: Sequence[Message], decoding: Decoding) -> str:
         """The whole answer."""
@@ -273,11 +278,26 @@ class ChatClient:
         try:
             with self._http.stream("POST", self.url + path, json=body) as reply:
                 if reply.status_code != 200:
-                    reply.read()
-                    raise EqaError(self._refusal(path, reply, messages))
-                yield from pieces(self._lines(reply.iter_bytes()))
+                    said = b"".join(self._bounded(reply))
+                    raise EqaError(self._refusal(path, reply.status_code, said, messages))
+                yield from pieces(self._lines(self._bounded(reply)))
         except httpx.HTTPError as error:
             raise EqaError(self._down(error)) from None
+
+    def _bounded(self, reply: httpx.Response) -> Iterator[bytes]:
+        """The body in pieces as they come.
+
+        Raises:
+            EqaError: over LONGEST_REPLY bytes.
+        """
+        size = 0
+        for chunk in reply.iter_bytes():
+            size += len(chunk)
+            if size > LONGEST_REPLY:
+                raise EqaError(
+                    f"{self.shown}: sends more than {LONGEST_REPLY} bytes for one request; is another program on that port?"
+                )
+            yield chunk
 
     def _lines(self, chunks: Iterator[bytes]) -> Iterator[str]:
         """The lines of a streamed body.
@@ -344,6 +364,11 @@ class ChatClient:
             for choice in choices if isinstance(choices, list) else ():
                 if text := _content(choice, "delta"):
                     yield text
+                # LMDeploy ends a request that it gave up with an ordinary last part
+                if isinstance(choice, dict) and choice.get("finish_reason") in ("abort", "error"):
+                    raise EqaError(
+                        f"{self.shown}: {self.server} gave the answer up midway ({choice['finish_reason']}); look into its log"
+                    )
         raise EqaError(f"{self.shown}: the answer broke off; look into the server's log")
 
     def _ollama_pieces(self, lines: Iterator[str]) -> Iterator[str]:
@@ -373,16 +398,18 @@ class ChatClient:
             )
         return value
 
-    def _call(self, method: str, path: str, body: dict | None = None) -> httpx.Response:
+    def _call(self, method: str, path: str, body: dict | None = None) -> str:
+        """The body of a reply that is HTTP 200."""
         import httpx
 
         try:
-            reply = self._http.request(method, self.url + path, json=body)
+            with self._http.stream(method, self.url + path, json=body) as reply:
+                said = b"".join(self._bounded(reply))
         except httpx.HTTPError as error:
             raise EqaError(self._down(error)) from None
         if reply.status_code != 200:
-            raise EqaError(self._refusal(path, reply, ()))
-        return reply
+            raise EqaError(self._refusal(path, reply.status_code, said, ()))
+        return said.decode("utf-8", errors="replace")
 
     def _down(self, error: Exception) -> str:
         start = (
@@ -394,20 +421,24 @@ class ChatClient:
         """What a server said, on one line, without the key that it may repeat."""
         return hidden(_message_of(value), self._key)[:SHOWN_MESSAGE]
 
-    def _refusal(self, path: str, reply: httpx.Response, messages: Sequence[Message]) -> str:
-        if reply.status_code in (401, 403):
-            return f"{self.shown}: {self.server} refuses the key (HTTP {reply.status_code}); export {KEY_VARIABLE}"
+    def _refusal(self, path: str, status: int, body: bytes, messages: Sequence[Message]) -> str:
+        if status in (401, 403):
+            if self.server == "ollama":
+                way_out = "give user and password in OLLAMA_HOST (http://USER:PASSWORD@HOST:PORT)"
+                return f"{self.shown}: who answers for Ollama wants to know who asks (HTTP {status}); {way_out}"
+            return f"{self.shown}: {self.server} refuses the key (HTTP {status}); export {KEY_VARIABLE}"
+        text = body.decode("utf-8", errors="replace")
         try:
-            said = self._said(reply.json())
+            said = self._said(json.loads(text))
         except (ValueError, RecursionError):
-            said = self._said(reply.text)
+            said = self._said(text)
         pictures = sum(len(m.images) for m in messages)
         hint = ""
         if pictures and any(word in said.lower() for word in ("context", "session_len", "exceed", "too long")):
             hint = (
                 f"; {pictures} pictures do not fit its context: send fewer or smaller ones, or serve a longer context"
             )
-        return f"{self.shown}{path}: HTTP {reply.status_code} from {self.server}: {said}{hint}"
+        return f"{self.shown}{path}: HTTP {status} from {self.server}: {said}{hint}"
 
 
 def openai_content(message: Message) -> list[dict] | str:

@@ -83,11 +83,15 @@ def newest_complete(run_dir: Path, needs_best: bool) -> Path | None:
 
 
 def rotate(run_dir: Path, keep: int) -> None:
-    """Remove old checkpoints: the newest `keep` complete ones stay, and the best."""
+    """Remove old checkpoints: the newest `keep` complete ones stay, and what each of them calls the best.
+
+    Without its best an older one could not be gone on from (`newest_complete`), should the newest be damaged.
+    """
     complete = [folder for folder in checkpoints(run_dir) if (folder / COMPLETE).is_file()]
     if not complete:
         return
-    stay = {*complete[-keep:], best_of(complete[-1])}
+    kept = complete[-keep:]
+    stay = {*kept, *map(best_of, kept)}
     for folder in complete:
         if folder not in stay:
             (folder / COMPLETE).unlink()  # first, so that a half-removed one is never taken for whole

@@ -161,11 +161,7 @@ def check_sense(config: Mapping) -> None:
             f"config: split.val={config['split']['val']} + split.test={config['split']['test']} leave nothing to train on; "
             f"their sum must be under 1"
         )
-    if train["load_best"] and train["save_steps"] % train["eval_steps"]:
-        raise EqaError(
-            f"config: train.save_steps={train['save_steps']} is no multiple of train.eval_steps={train['eval_steps']}, "
-            f"which train.load_best needs; set both to {train['eval_steps']}"
-        )
+    check_steps(train)
     if not config["data"]["source"] and not config["data"]["demo_episodes"]:
         raise EqaError(
             'config: data.source="" and data.demo_episodes=0 leave no data; name a folder in data.source or set data.demo_episodes to 44'
@@ -186,6 +182,23 @@ def check_sense(config: Mapping) -> None:
         raise EqaError(
             'config: predict.engine=openai needs predict.url, which is ""; name the server, such as http://127.0.0.1:23333/v1'
         )
+
+
+def check_steps(train: Mapping) -> None:
+    """Whether steps are saved, validated and counted so that a training can end and go on.
+
+    transformers takes the lowest validation loss for the best step, whether that step was saved or not.
+
+    Raises:
+        EqaError: train.load_best with validations between checkpoints, or a training of no steps.
+    """
+    if train["load_best"] and train["save_steps"] != train["eval_steps"]:
+        raise EqaError(
+            f"config: train.save_steps={train['save_steps']} is not train.eval_steps={train['eval_steps']}; train.load_best can "
+            f"only take a step that was both validated and saved: set both to {train['eval_steps']}, or train.load_best to false"
+        )
+    if train["max_steps"] == 0:
+        raise EqaError("config: train.max_steps=0 would train one step; set it to -1 for all epochs, or to 1 or more")
 
 
 def check_backend(backend: str) -> None:

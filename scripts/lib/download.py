@@ -26,7 +26,10 @@ SCHEMES = ("file", "http", "https")
 
 def shown(address: str) -> str:
     """`address` without user, password and query, which may carry secrets."""
-    parts = urlsplit(address)
+    try:
+        parts = urlsplit(address)
+    except ValueError:  # brackets that hold no IPv6 address
+        return "..." if set(address) & set("@?#") else address
     host = parts.netloc.rpartition("@")[2]
     return urlunsplit((parts.scheme, host, parts.path, "", ""))
 
@@ -86,7 +89,10 @@ def fetch(
     Raises:
         EqaError: unknown kind of address, not there, no disk, no connection, or not as pinned.
     """
-    kind = urlsplit(address).scheme
+    try:
+        kind = urlsplit(address).scheme
+    except ValueError:
+        kind = ""
     if kind not in SCHEMES:
         raise EqaError(f"{shown(address) or address}: an address starting with file:, http: or https: is wanted")
     if target.exists():

@@ -232,8 +232,11 @@ def check_samples(
                 f"it was cut: raise train.cutoff_len={cutoff_len}"
             )
         wanted = _nfc("".join(_rendered(message) for message in sample["messages"]))
-        if not _nfc(text).endswith(wanted):
-            raise EqaError(f"{where} lost text or pictures while being tokenized; raise train.cutoff_len={cutoff_len}")
+        if _nfc(text) != wanted:
+            raise EqaError(
+                f"{where} lost text or pictures while being tokenized, or got other words (train.extra, train.template); "
+                f"correct these, or raise train.cutoff_len={cutoff_len}"
+            )
     if count != len(samples):
         raise EqaError(
             f"guard: {part} has {len(samples)} samples but {count} were tokenized; some were dropped, see trainer.log"

@@ -13,7 +13,7 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
-from scripts.lib.config import check_backend
+from scripts.lib.config import check_backend, check_steps
 from scripts.lib.errors import EqaError
 from scripts.lib.files import read_json
 
@@ -128,6 +128,10 @@ MANAGED = (
         {"predict_with_generate", "do_predict", "streaming", "push_to_hub", "disable_tqdm", "warmup_ratio", "plot_loss"}
     )
     | frozenset({"data_seed", "full_determinism", "max_samples", "overwrite_output_dir", "train_from_scratch"})
+    # checkpoints without the optimizer, or data from the start again: a resumed training would be another one, in silence
+    | frozenset({"save_only_model", "ignore_data_skip"})
+    # words around the question that build_sft does not count and no engine of prediction writes
+    | frozenset({"default_system", "enable_thinking", "tool_format"})
 )
 _SOURCES = {
     "llamafactory": [f"hparams/{name}_args.py" for name in ("model", "data", "training", "finetuning", "generating")],
@@ -282,6 +286,7 @@ def render(
     train, vision = config["train"], config["vision"]
     check_extra(train["extra"])
     check_backend(train["backend"])
+    check_steps(train)
     _, at_once, accumulation = spread(train["batch_size"], train["gradient_accumulation"], devices)
     args: dict = {"model_name_or_path": base, **FIXED}
     args |= {"dataset_dir": dataset_dir, "media_dir": media_dir, "output_dir": output_dir}

@@ -16,7 +16,8 @@ def main() -> None:
     from lmdeploy.cli.entrypoint import run
 
     key = read_key(KEY_VARIABLE)
-    sys.argv = ["lmdeploy", "serve", "api_server", *sys.argv[1:], *(["--api-keys", key] if key else [])]
+    # one word: a key that begins with a dash would be an option of its own, and repeated as one that is not known
+    sys.argv = ["lmdeploy", "serve", "api_server", *sys.argv[1:], *([f"--api-keys={key}"] if key else [])]
     run()
 
 

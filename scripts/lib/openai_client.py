@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import dataclasses
 import email.utils
 import json
 import logging
@@ -9,13 +11,9 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from scripts.lib.addresses import check_address, hidden, is_local, public
 from scripts.lib.errors import EqaError
-
-if TYPE_CHECKING:
-    import httpx
 
 log = logging.getLogger(__name__)
 ATTEMPTS = 6
@@ -25,6 +23,7 @@ TIMEOUT_S = 120.0
 FIRST_TIMEOUT_S = 30.0  # of the question which models there are
 RETRIED_STATUS = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
 SHOWN_BODY = 200  # characters of a server's message that an error repeats
+LEAST_KEY = 8  # characters; a shorter one ("EMPTY", "1") is a word that answers may hold, and no secret
 LONGEST_REPLY = 2**20  # bytes; an answer has some hundred tokens, a list of models some hundred names
 
 
@@ -88,14 +87,14 @@ def chat(
         model: name that the server knows.
         messages: OpenAI chat messages.
         key: bearer token, as addresses.read_key gives it; "" sends none.
-        timeout_s: of each attempt, from its start to the reply's last byte.
+        timeout_s: of each attempt, from its start to the reply's last byte, head included.
         attempts: tries before giving up: on timeouts, broken connections, 429, 5xx and replies that are no chat reply.
         limit: shared by all callers that the server counts together.
         sleep: replaced in tests.
         what: names the server in messages, such as "judge.url".
         options: temperature, max_tokens, seed, top_p and the like, sent as they are.
     Raises:
-        EqaError: the server refuses (4xx), or still fails at the last attempt. Never shows the key.
+        EqaError: the server refuses (4xx), or still fails at the last attempt. Never shows the key, nor does the reply.
     """
     import httpx
 
@@ -108,11 +107,9 @@ def chat(
             limit.wait()
         asked_wait: float | None = None
         try:
-            # a proxy from the environment must not see what is meant for this machine
-            with httpx.Client(timeout=timeout_s, trust_env=not is_local(address), follow_redirects=False) as client:
-                status, head, reply = _asked(client, "POST", address, headers, timeout_s, body)
+            status, head, reply = _asked("POST", address, headers, timeout_s, body)
             if status == 200:
-                return parse_reply(reply)
+                return without_key(parse_reply(reply), key)
             fault = f"HTTP {status}: {_shown(reply.decode(errors='replace'), key)}"
             if status not in RETRIED_STATUS:
                 raise EqaError(f"{what}={public(address)} refused the request: {fault}; {_advice(status, what)}")
@@ -131,27 +128,46 @@ def chat(
 
 
 def _asked(
-    client: httpx.Client, method: str, address: str, headers: Mapping, timeout_s: float, body: object = None
+    method: str, address: str, headers: Mapping, timeout_s: float, body: object = None
 ) -> tuple[int, Mapping[str, str], bytes]:
     """(status, head, body) of one request.
 
     Raises:
-        httpx.ReadTimeout: not whole within `timeout_s`; httpx's own limit is for each piece.
+        httpx.TimeoutException: not whole within `timeout_s`. httpx's own limit is for each piece, and a server that sends
+            a byte now and then would hold its caller for ever; so an event loop counts the time of the whole.
+        httpx.TransportError: no connection, or it broke.
         ValueError: more than LONGEST_REPLY bytes.
     """
     import httpx
 
-    end, parts, size = time.monotonic() + timeout_s, [], 0
-    # unpacked, a small reply can be of any size
-    with client.stream(method, address, json=body, headers={"Accept-Encoding": "identity", **headers}) as response:
-        for part in response.iter_bytes():
-            parts.append(part)
-            size += len(part)
-            if size > LONGEST_REPLY:
-                raise ValueError(f"over {LONGEST_REPLY} bytes")
-            if time.monotonic() > end:
-                raise httpx.ReadTimeout("the reply is not whole", request=response.request)
-        return response.status_code, response.headers, b"".join(parts)
+    async def ask() -> tuple[int, Mapping[str, str], bytes]:
+        # a proxy from the environment must not see what is meant for this machine
+        client = httpx.AsyncClient(timeout=timeout_s, trust_env=not is_local(address), follow_redirects=False)
+        packed = {"Accept-Encoding": "identity"}  # unpacked, a small reply can be of any size
+        async with client, client.stream(method, address, json=body, headers=packed | dict(headers)) as response:
+            whole = bytearray()
+            async for part in response.aiter_bytes():
+                whole += part
+                if len(whole) > LONGEST_REPLY:
+                    raise ValueError(f"over {LONGEST_REPLY} bytes")
+            return response.status_code, response.headers, bytes(whole)
+
+    async def in_time() -> tuple[int, Mapping[str, str], bytes]:
+        async with asyncio.timeout(timeout_s):
+            return await ask()
+
+    try:
+        return asyncio.run(in_time())
+    except TimeoutError:
+        raise httpx.ReadTimeout("the reply is not whole") from None
+
+
+def without_key(reply: Reply, key: str) -> Reply:
+    """`reply` with the key masked wherever the server repeats it: texts and names of models go into artifacts."""
+    if len(key) < LEAST_KEY:
+        return reply
+    texts = {name: value.replace(key, "***") for name, value in vars(reply).items() if isinstance(value, str)}
+    return dataclasses.replace(reply, **texts)
 
 
 def models(url: str, key: str = "", what: str = "server") -> list[str]:
@@ -165,8 +181,7 @@ def models(url: str, key: str = "", what: str = "server") -> list[str]:
     address = endpoint(url, what).removesuffix("/chat/completions") + "/models"
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     try:
-        with httpx.Client(timeout=FIRST_TIMEOUT_S, trust_env=not is_local(address)) as client:
-            status, _, reply = _asked(client, "GET", address, headers, FIRST_TIMEOUT_S)
+        status, _, reply = _asked("GET", address, headers, FIRST_TIMEOUT_S)
         if status != 200:
             raise ValueError(f"HTTP {status}")
         return sorted(str(row["id"]) for row in json.loads(reply)["data"])

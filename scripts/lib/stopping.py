@@ -49,6 +49,21 @@ def end_with_parent(number: int, parent: int | None = None) -> None:
         os._exit(1)
 
 
+@functools.cache
+def end_children_with_parent() -> None:
+    """From now on every process forked by this one, or by those, is killed as its parent ends, however that ends.
+
+    For libraries that fork helpers of their own (multiprocessing): they inherit open files, and with them locks. The kernel
+    looks at the thread that forked, so a helper may not be forked by a thread that ends before it.
+    """
+    parent = [os.getpid()]
+
+    def remember() -> None:
+        parent[0] = os.getpid()
+
+    os.register_at_fork(before=remember, after_in_child=lambda: end_with_parent(signal.SIGKILL, parent[0]))
+
+
 def die_with_parent() -> Callable[[], None]:
     """A `preexec_fn` for subprocess.Popen: the child gets SIGTERM when this process ends, however it ends."""
     return functools.partial(end_with_parent, signal.SIGTERM, os.getpid())

@@ -24,7 +24,7 @@ from scripts.lib import checkpoints, guards
 from scripts.lib.errors import EqaError
 from scripts.lib.files import remove, write_json, write_text
 from scripts.lib.llamafactory_args import spread
-from scripts.lib.stopping import end_with_parent
+from scripts.lib.stopping import end_children_with_parent, end_with_parent
 from scripts.lib.threads import one_thread
 from scripts.lib.vision_cache import check_unchanged, use_vision_cache
 
@@ -77,6 +77,7 @@ def train(job: Mapping, patience_s: float = -1) -> None:
 
 
 def _run(job: Mapping, run_dir: Path) -> None:
+    end_children_with_parent()  # tokenizing and loading fork; an orphan would hold this training's devices
     import transformers
     from llamafactory.train.tuner import run_exp
 
@@ -188,6 +189,7 @@ def make_callback(job: Mapping, run_dir: Path) -> Any:
             self.first_bad = torch.tensor(-1)  # step of the first loss that is no number; stays on the device
             self.started = self.began_step = self.warm = None
             self.step = 0
+            self.saved = None  # a checkpoint that was written and not yet marked
             self.loss = float("nan")
             self.cache = self.collator = None
 
@@ -231,6 +233,10 @@ def make_callback(job: Mapping, run_dir: Path) -> Any:
 
         def on_step_begin(self, args, state, control, **kwargs):
             self.step = state.global_step
+            self.mark_saved()
+
+        def on_epoch_end(self, args, state, control, **kwargs):
+            self.mark_saved()
 
         def on_step_end(self, args, state, control, **kwargs):
             self.step = state.global_step
@@ -275,10 +281,18 @@ def make_callback(job: Mapping, run_dir: Path) -> Any:
             faults = [fault for fault in every_rank(self.fault(model, state)) if fault]
             if faults:
                 raise EqaError(faults[0])
-            if not state.is_world_process_zero:
-                return
-            checkpoints.mark_complete(run_dir / f"checkpoint-{state.global_step}")
-            checkpoints.rotate(run_dir, job["train"]["keep_checkpoints"])
+            if state.is_world_process_zero:
+                self.saved = run_dir / f"checkpoint-{state.global_step}"
+
+        def mark_saved(self) -> None:
+            """Mark what was saved, one event later: LLaMA-Factory's own callback writes the tokenizer into it after ours.
+
+            A kill while it does would leave a marked checkpoint that is not what its mark says.
+            """
+            if self.saved is not None:
+                checkpoints.mark_complete(self.saved)
+                checkpoints.rotate(run_dir, job["train"]["keep_checkpoints"])
+                self.saved = None
 
         def fault(self, model, state) -> str:
             """What is wrong with this rank's losses or weights; "" for nothing."""
@@ -305,6 +319,7 @@ def make_callback(job: Mapping, run_dir: Path) -> Any:
         # ---- after
 
         def on_train_end(self, args, state, control, model=None, **kwargs):
+            self.mark_saved()
             args.do_eval = False  # the last step was evaluated just now
             config = job["train"]
             expected = guards.linear_modules(Path(job["base_dir"]))

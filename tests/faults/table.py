@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 
 BEGIN = "<!-- fault matrix: begin, written by `make test-faults` -->"
@@ -39,13 +41,26 @@ def text(
     lines.append(
         f"{len(cells)} cases: {passed} kept every promise, {broken} broke one, {len(cells) - passed - broken} not run."
     )
-    runs = sorted({(result["day"], result["commit"]) for result in found if result.get("commit")})
+    commits = {(result["day"], result["commit"]) for result in found if result.get("commit")}
+    runs = sorted(commits, key=lambda run: (run[0], ancestors(run[1]), run[1]))
     if runs:
         first, last = (f"{commit} ({day})" for day, commit in (runs[0], runs[-1]))
         lines += ["", f"Run at commit {first}." if first == last else f"Run at commits {first} to {last}."]
     if any(text.endswith(" *") for text in cells.values()):
         lines += ["", STARRED]
     return "\n".join(lines)
+
+
+@cache
+def ancestors(commit: str) -> int:
+    """Commits that lead up to one, so that an earlier one has fewer; 0 where git does not know it."""
+    done = subprocess.run(
+        ["git", "rev-list", "--count", commit.removesuffix("+"), "--"],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+    )
+    return int(done.stdout) if done.returncode == 0 else 0
 
 
 def write(page: Path, *what) -> None:

@@ -65,7 +65,12 @@ def run(space: Path, targets: str, first: str = "", last: str = "") -> dict[str,
         use_cpu=True,
     )
     (space / "train.json").write_text(json.dumps(args))
-    env = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "UNSLOTH_ALLOW_CPU": "1", "UNSLOTH_IS_PRESENT": "1"}
+    env = os.environ | {
+        "PYTHONPATH": str(ROOT),
+        "HF_HUB_OFFLINE": "1",
+        "UNSLOTH_ALLOW_CPU": "1",
+        "UNSLOTH_IS_PRESENT": "1",
+    }
     code = TARGETS.format(targets=targets, first=first, last=last)
     done = subprocess.run([sys.executable, "-c", code], cwd=space, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -23,6 +23,18 @@ def test_table_names_the_commits_and_days_of_its_cells():
     assert text.endswith(table.STARRED)
 
 
+def test_commits_of_one_day_come_in_the_order_of_history(monkeypatch):
+    monkeypatch.setattr(table, "ancestors", {"ccc": 7, "aaa": 9, "bbb+": 8}.get)
+    results = {("r", name): result("k", name, "2026-11-26") for name in ("aaa", "bbb+", "ccc")}
+    text = table.text(["r"], ["aaa", "bbb+", "ccc"], results, {"r": "k"})
+    assert "Run at commits ccc (2026-11-26) to aaa (2026-11-26)." in text
+
+
+def test_history_of_a_commit_is_counted_and_an_unknown_one_comes_first():
+    assert table.ancestors("HEAD") > 0
+    assert table.ancestors("no-such-commit+") == 0
+
+
 def test_table_of_results_without_a_commit_names_none():
     old = {("r", "f"): {"outcome": "made again", "key": "k", "good": True}}
     assert "Run at" not in table.text(["r"], ["f"], old, {"r": "k"})

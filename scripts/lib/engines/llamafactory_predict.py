@@ -12,6 +12,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 
+from scripts.lib.stopping import end_children_with_parent
+
 
 def with_token_types(collate: Callable) -> Callable:
     """A collator's __call__ whose batches say which tokens are a picture's."""
@@ -29,6 +31,7 @@ def with_token_types(collate: Callable) -> Callable:
 def main(argv: Sequence[str] | None = None) -> int:
     """Predict as the YAML file says."""
     (recipe,) = sys.argv[1:] if argv is None else argv
+    end_children_with_parent()  # tokenizing forks; an orphan would hold this prediction's devices
     import yaml
     from llamafactory.data.collator import MultiModalDataCollatorForSeq2Seq
     from llamafactory.train.tuner import run_exp

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from scripts.lib import openai_client
-from scripts.lib.addresses import public, read_key
+from scripts.lib.addresses import hidden, public, read_key
 from scripts.lib.chat_client import Message, openai_content, read_image, split_prompt
 from scripts.lib.engines.base import TUTORIAL, Question, Setup
 from scripts.lib.errors import EqaError
@@ -32,6 +32,24 @@ def sampling(predict: dict) -> dict:
     return {"temperature": 0.0, "seed": predict["seed"]}
 
 
+def served_model(predict: dict) -> str:
+    """The model to ask for: EQA_PREDICT_MODEL, else the server's, where it serves one.
+
+    Raises:
+        EqaError: it serves none or several, or cannot be reached.
+    """
+    if named := os.environ.get(MODEL_VARIABLE, ""):
+        return named
+    key = read_key(KEY_VARIABLE)
+    names = openai_client.models(predict["url"], key, "predict.url")
+    if len(names) != 1:
+        listed = hidden(", ".join(names[:5]), key)[: openai_client.SHOWN_BODY] or "none"
+        raise EqaError(
+            f"predict.url={public(predict['url'])} serves {len(names)} models ({listed}); name one in {MODEL_VARIABLE}"
+        )
+    return names[0]
+
+
 class OpenaiEngine:
     """Asks the server of config `predict.url`, several questions at a time. The server decides model and precision."""
 
@@ -44,11 +62,11 @@ class OpenaiEngine:
 
     def facts(self) -> dict:
         """Requests and the model's name at the server."""
-        return {"requests": self.asked, "server_model": self.model}
+        return {"requests": self.asked, "server_model": hidden(self.model, self.key)}
 
     def answer(self, batches: Sequence[Sequence[Question]]) -> Iterator[list[str]]:
         """See `Engine.answer`."""
-        self.model = os.environ.get(MODEL_VARIABLE, "") or self.only_model()
+        self.model = served_model(self.predict)
         with ThreadPoolExecutor(max_workers=min(THREADS, self.predict["batch_size"])) as pool:
             for batch in batches:
                 yield list(pool.map(self.one, batch))
@@ -69,17 +87,3 @@ class OpenaiEngine:
             max_tokens=self.predict["max_new_tokens"],
             **sampling(self.predict),
         ).text
-
-    def only_model(self) -> str:
-        """The server's model, where it serves one.
-
-        Raises:
-            EqaError: it serves none or several, or cannot be reached.
-        """
-        names = openai_client.models(self.predict["url"], self.key, "predict.url")
-        if len(names) != 1:
-            listed = ", ".join(names[:5]) or "none"
-            raise EqaError(
-                f"predict.url={public(self.predict['url'])} serves {len(names)} models ({listed}); name one in {MODEL_VARIABLE}"
-            )
-        return names[0]

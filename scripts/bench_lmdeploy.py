@@ -205,8 +205,7 @@ def measure(folder: Path, samples: list[dict], frames: Path, settings: dict, max
                     )
                     rows.append(row)
     except (RuntimeError, AssertionError) as error:
-        # LMDeploy's own words where the cache or a step does not fit (pytorch/engine/executor/base.py)
-        if not isinstance(error, torch.cuda.OutOfMemoryError) and "gpu memory" not in str(error).lower():
+        if not out_of_memory(error):
             raise
         raise EqaError(
             f"LMDeploy ran out of GPU memory with serve.max_batch_size={settings['max_batch_size']} and "
@@ -222,6 +221,14 @@ def measure(folder: Path, samples: list[dict], frames: Path, settings: dict, max
             "transformers": transformers.__version__,
         },
     }
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether a card had too little memory: torch's error, or LMDeploy's where its cache or a step does not fit.
+
+    Source: LMDeploy 0.18.0 pytorch/engine/executor/base.py ("No enough gpu memory for kv cache.", "... for runtime.").
+    """
+    return type(error).__name__ == "OutOfMemoryError" or "gpu memory" in str(error).lower()
 
 
 def draw(record: dict, path: Path) -> bool:

@@ -203,9 +203,10 @@ def test_no_key_is_written_though_a_judge_repeats_it(hostile_run, openeqa):
     assert set(server.keys) == {f"Bearer {key}"}
     assert "Bearer ***" in (folder / "logs/judge_answers/tuned.log").read_text()
     assert not files_with_secrets(folder)[1]
-    # at first it is out of order, and says so with the key
+    # at first it is out of order, and says so with the key; then it calls itself by it
+    named = completion("3") | {"model": f"judge-{key}", "system_fingerprint": key}
     code, server = judged(
-        folder, lambda number, body: (500, {}, said) if number == 0 else (200, {}, completion("3")), "judged.log"
+        folder, lambda number, body: (500, {}, said) if number == 0 else (200, {}, named), "judged.log"
     )
     assert code == 0, (folder / "judged.log").read_text()[-3000:]
     assert set(server.keys) == {f"Bearer {key}"}

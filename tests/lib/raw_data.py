@@ -39,10 +39,12 @@ def png_claiming(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
 
 
-def frame_folder(folder: Path, count: int, suffix: str = ".png", width: int = 96, height: int = 64) -> Path:
+def frame_folder(
+    folder: Path, count: int, suffix: str = ".png", width: int = 96, height: int = 64, first: int = 0
+) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for i in range(count):
-        (folder / f"{i:06d}-rgb{suffix}").write_bytes(encoded(i, suffix, width, height))
+        (folder / f"{i:06d}-rgb{suffix}").write_bytes(encoded(first + i, suffix, width, height))
         (folder / f"{i:06d}-depth.png").write_bytes(b"not a frame")
         (folder / f"{i:06d}.txt").write_text("1 0 0 0")
     (folder / "intrinsic_color.txt").write_text("1 0 0 0")

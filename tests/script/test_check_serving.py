@@ -109,6 +109,20 @@ def test_the_record_of_a_failed_check_lies_where_snakemake_deletes_nothing(
     assert [row["predicted"] for row in record["answers"]] == predictions
 
 
+def test_a_check_that_fails_takes_the_record_of_an_earlier_one_away(place, server):
+    server.models[TAG] = {"model": TAG}
+    assert check() == 0
+    server.answer = "a lamp"
+    assert check() == 2
+    assert not (place / "results/serve/check_ollama.json").exists()
+
+
+def test_a_prediction_without_its_answer_is_one_line(place, server, capsys):
+    write_jsonl(place / "results/predictions/tuned.jsonl", [{"question_id": "q000"}])
+    assert check() == 2
+    assert "tuned.jsonl: a line without question_id and prediction" in capsys.readouterr().err
+
+
 def test_a_check_that_passes_leaves_no_record_of_an_earlier_failure(place, server):
     server.models[TAG] = {"model": TAG}
     write_json(place / "work/serve/failed_check_ollama.json", {"passed": False})

@@ -155,7 +155,7 @@ def test_file_addresses_are_copied(tmp_path):
         fetch((tmp_path / "none").as_uri(), tmp_path / "c")
 
 
-@pytest.mark.parametrize("address", ["ftp://host/a", "data:text/plain,x", "a/b.bin", ""])
+@pytest.mark.parametrize("address", ["ftp://host/a", "data:text/plain,x", "a/b.bin", "", "http://[x"])
 def test_other_kinds_of_address_are_refused(tmp_path, address):
     with pytest.raises(EqaError, match="file:, http: or https:"):
         fetch(address, tmp_path / "a")

@@ -308,6 +308,18 @@ def test_no_hub_is_one_line(place, capsys, monkeypatch):
     assert "HF_ENDPOINT" in capsys.readouterr().err.splitlines()[-1]
 
 
+@pytest.mark.parametrize(
+    ("source", "variable"), [("huggingface", "HF_ENDPOINT"), ("modelscope", "MODELSCOPE_ENDPOINT")]
+)
+@pytest.mark.parametrize("address", ["http://bob:hunter2@127.0.0.1:9", "http://bob:hunter2@[x"])
+def test_a_password_in_a_mirrors_address_is_not_told(place, capsys, monkeypatch, source, variable, address):
+    monkeypatch.setenv(variable, address)
+    assert pin(place, source) == 2
+    said = capsys.readouterr().err
+    assert "hunter2" not in said
+    assert len(said.strip().splitlines()) == 1
+
+
 def test_a_full_disk_is_said_before_any_download(server, place, capsys, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000})())
     assert pin(place) == 2

@@ -532,6 +532,29 @@ def test_archive_gives_the_same_frames_as_the_unpacked_folder(tmp_path, prefix, 
     assert manifests[0] == manifests[1]
 
 
+def test_episodes_whose_ids_look_alike_as_file_names_keep_their_own_frames(tmp_path):
+    alike = ("hm3d-v0/a/b", "hm3d-v0/a_b", "hm3d-v0/" + "e" * 240)
+    manifests = []
+    for name in ("packed", "unpacked"):
+        (tmp_path / name).mkdir()
+        project = Project(tmp_path / name).ask(*alike)
+        if name == "packed":
+            # interleaved, so that frames of all wait at once
+            members = [
+                (f"{episode}/{i:06d}-rgb.png", raw.encoded(20 * number + i))
+                for i in range(10)
+                for number, episode in enumerate(alike)
+            ]
+            raw.archive(project.source / ARCHIVE, members)
+            assert project.list() == project.make_index() == project.extract() == 0
+        else:
+            for number, episode in enumerate(alike):
+                raw.frame_folder(project.source / "frames" / episode, 10, first=20 * number)
+        assert project.run() == 0
+        manifests.append(project.manifest())
+    assert manifests[0] == manifests[1]
+
+
 def test_archive_is_read_once_for_all_shards_and_not_again(project, capsys):
     raw.archive(project.source / "raw" / ARCHIVE, _members("", HM3D, OTHER))
     project.ask(HM3D, OTHER)

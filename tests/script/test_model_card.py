@@ -83,6 +83,19 @@ def test_scores_stand_with_their_intervals(results):
     assert "| object recognition | 9 | 20.0 (15.0 to 25.0) | 60.0 (55.0 to 65.0) |" in text
 
 
+@pytest.mark.parametrize(
+    ("prompt", "place"),
+    [("short_answer", "the prompt `config/prompts/short_answer.txt`"), ("official", "`data/raw/openeqa/prompts/`")],
+)
+def test_prompt_is_named_where_it_lies(results, prompt, place):
+    config = serving_data.recipe()
+    config["predict"]["prompt"] = prompt
+    write_json(results / "config.json", config)
+    text = card(results)
+    assert place in text
+    assert ("config/prompts/official.txt" in text) is False
+
+
 def test_every_table_stands_apart_from_the_text_before_it(results):
     lines = card(results).splitlines()
     for number, line in enumerate(lines[1:], 1):

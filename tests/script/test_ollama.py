@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -298,6 +299,67 @@ def test_import_names_a_missing_shard_before_the_server_is_asked(results, server
     assert server.requests == []
 
 
+@pytest.mark.parametrize(
+    "switch", [{"answer": ""}, {"break_create_after": "converting model"}], ids=["answer", "create"]
+)
+def test_a_password_in_the_servers_address_is_not_told(results, server, capsys, monkeypatch, switch):
+    for name, value in switch.items():
+        setattr(server, name, value)
+    monkeypatch.setenv("OLLAMA_HOST", server.url.replace("http://", "http://bob:hunter2@"))
+    assert import_ollama.main(arguments(results)) == 2
+    said = capsys.readouterr().err
+    assert "127.0.0.1" in said
+    assert "hunter2" not in said
+
+
+def test_a_failure_after_the_answer_leaves_the_name_with_what_it_meant(results, server, capsys):
+    """The folder that remembers imports cannot be written: the last thing that can fail."""
+    assert import_ollama.main(arguments(results)) == 0
+    first, models = server.digest("openeqa-test:latest"), set(server.models)
+    shutil.rmtree(results.parent / "work")
+    (results.parent / "work").write_text("a file where a folder should be")
+    assert import_ollama.main(arguments(results, ollama_quantize="q8_0")) == 2
+    assert "work" in capsys.readouterr().err.strip().splitlines()[-1]
+    assert server.digest("openeqa-test:latest") == first
+    assert set(server.models) == models
+
+
+def test_a_name_that_another_folder_imported_stays_there(results, server):
+    """Two checkouts of one recipe's name on one server: its tag looks like ours, but nothing here remembers it."""
+    server.models["openeqa-test:0123456789ab"] = server.models["openeqa-test:latest"] = {
+        "files": {},
+        "system": "theirs",
+    }
+    before = server.digest("openeqa-test:latest")
+    assert import_ollama.main(arguments(results)) == 0
+    assert server.digest("openeqa-test:latest") == before
+    record = read_json(results / "ollama/import.json")
+    assert record["name"] == record["model"] != "openeqa-test"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("ollama/Modelfile", b"FROM \xff", "no UTF-8"),
+        ("ollama/Modelfile", None, "snakemake"),
+        ("gguf/manifest.json", b"{}", "lists no files"),
+        ("gguf/manifest.json", b"[]", "lists no files"),
+        ("sft/test.json", b'{"a": 1}', "build_sft"),
+        ("sft/test.json", b"[{}]", "build_sft"),
+    ],
+)
+def test_a_damaged_input_is_one_line_that_names_it(results, server, capsys, name, content, said):
+    server.version = "0.34.2"
+    (results / name).unlink()
+    if content is not None:
+        (results / name).write_bytes(content)
+    assert import_ollama.main(arguments(results)) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert name in error
+    assert said in error
+    assert server.models == {}
+
+
 @pytest.mark.parametrize("version", ["0.12.6", "0.12.7", "0.17.0", "v0.9.9-rc1"])
 def test_an_old_server_is_refused_before_any_upload(results, server, capsys, version):
     server.version = version
@@ -508,7 +570,7 @@ def test_an_empty_answer_about_enlarged_pictures_says_so(results, server, capsys
 
 def test_pictures_of_1024_tokens_are_left_alone_by_every_version(tmp_path):
     (path,) = serving_data.write_pictures(tmp_path, 1, (1024, 1024))
-    assert import_ollama.enlarged_pictures((0, 34, 2), "0.34.2", [path.read_bytes()]) == ""
+    assert import_ollama.enlarged_pictures((0, 34, 2), "0.34.2", {"000.jpg": path.read_bytes()}) == ""
 
 
 def test_gguf_is_no_way_on_a_server_before_0_30(results, server, capsys, monkeypatch):

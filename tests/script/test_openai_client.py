@@ -27,14 +27,14 @@ def ask(answer: Answer, **options: object) -> tuple[openai_client.Reply, list, l
 
 
 @contextlib.contextmanager
-def dripping(every_s: float) -> Iterator[str]:
-    """A server whose reply comes byte by byte, for ten seconds at most."""
+def dripping(every_s: float, head: bool = False) -> Iterator[str]:
+    """A server whose reply, or already its head, comes byte by byte, for ten seconds at most."""
 
     class Drip(socketserver.StreamRequestHandler):
         def handle(self) -> None:
             self.request.recv(65536)
             with contextlib.suppress(OSError):
-                self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n")
+                self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n" + (b"X-More: " if head else b"\r\n"))
                 for _ in range(round(10 / every_s)):
                     self.wfile.write(b" ")
                     time.sleep(every_s)
@@ -140,8 +140,9 @@ def test_a_packed_reply_is_not_asked_for_and_not_unpacked_without_end() -> None:
         ask(lambda number, _: (200, {"Content-Encoding": "gzip"}, packed), attempts=1)
 
 
-def test_a_server_that_drips_is_given_up_after_the_whole_time() -> None:
-    with dripping(every_s=0.05) as url, pytest.raises(EqaError, match=r"no answer within 0\.4 s, 1 times"):
+@pytest.mark.parametrize("head", [False, True], ids=["body", "head"])
+def test_a_server_that_drips_is_given_up_after_the_whole_time(head: bool) -> None:
+    with dripping(every_s=0.05, head=head) as url, pytest.raises(EqaError, match=r"no answer within 0\.4 s, 1 times"):
         openai_client.chat(url, "m", MESSAGES, timeout_s=0.4, attempts=1)
 
 
@@ -175,3 +176,14 @@ def test_models_are_listed() -> None:
         assert openai_client.models(server.url) == ["a", "b"]
     with pytest.raises(EqaError, match="lists no models"):
         openai_client.models(server.url)
+
+
+def test_a_key_that_the_server_repeats_stays_out_of_what_is_kept() -> None:
+    said = completion(f"no mark {KEY}") | {"model": f"judge-{KEY}", "system_fingerprint": KEY}
+    reply, _, _ = ask(lambda number, body: (200, {}, said))
+    assert (reply.text, reply.model, reply.fingerprint) == ("no mark ***", "judge-***", "***")
+
+
+def test_a_word_that_serves_as_key_is_left_in_answers() -> None:
+    with serving(lambda number, body: (200, {}, completion("Your mark: 1"))) as server:
+        assert openai_client.chat(server.url, "m", MESSAGES, key="1").text == "Your mark: 1"

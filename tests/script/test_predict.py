@@ -208,3 +208,18 @@ def test_a_torn_journal_is_cut_to_its_whole_lines(tmp_path: Path, text: str, kep
 
 def test_half_characters_of_a_model_are_replaced() -> None:
     assert predict.clean(" ok\ud83d \n") == "ok?"
+
+
+def test_answers_of_another_served_model_are_not_continued(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def answer(number: int, body: dict) -> tuple:
+        # the first model goes after one batch
+        if body["model"] == "first" and number >= 2:
+            return 400, {}, {"error": "gone"}
+        return 200, {}, completion(body["model"])
+
+    with serving(answer) as server:
+        monkeypatch.setenv("EQA_PREDICT_MODEL", "first")
+        assert run(project, server.url) == 2
+        monkeypatch.setenv("EQA_PREDICT_MODEL", "second")
+        assert run(project, server.url) == 0
+    assert set(answers(project).values()) == {"second"}

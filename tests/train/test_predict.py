@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -166,3 +167,39 @@ def test_what_is_shared_does_not_depend_on_which_questions_are_asked(tiny: dict,
         assert len(answers) == len(asked)
         lengths.append(engine.work.prefix)
     assert lengths[0] == lengths[1] < lengths[2]
+
+
+@pytest.mark.parametrize("part", ["base", "adapter"])
+def test_weights_with_other_bytes_of_the_same_size_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture, part: str
+) -> None:
+    """They load, and answer something else."""
+    tiny = prediction_data.make_tiny(tmp_path / "own", questions=2)
+    (file,) = tiny[part].parent.glob("*.safetensors")
+    content = bytearray(file.read_bytes())
+    content[-1000] ^= 1
+    file.write_bytes(content)
+    settings = prediction_data.config()
+    line = prediction_data.arguments(tmp_path, tiny["base"], tiny["test"], settings, "tuned", adapter=tiny["adapter"])
+    assert predict.main(line) == 2
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert file.name in said
+    assert not (tmp_path / "tuned.jsonl").exists()
+
+
+def test_too_little_gpu_memory_is_one_line(
+    tiny: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    import torch
+
+    class Full:
+        def answer(self, batches: list) -> Iterator[list[str]]:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+            yield []
+
+    monkeypatch.setattr(predict, "open_engine", lambda name, setup: Full())
+    line = prediction_data.arguments(tmp_path, tiny["base"], tiny["test"], prediction_data.config(batch_size=4))
+    assert predict.main(line) == 2
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "predict.batch_size=4 does not fit this card" in said
+    assert not (tmp_path / "base.jsonl").exists()

@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -136,6 +138,78 @@ def test_killed_training_with_corrupt_newest_checkpoint_ends_bitwise_equal(space
     assert "from step 0" not in said
     assert data.contents(space / "resumed/adapter") == data.contents(space / "out/adapter")
     assert read_json(space / "resumed/train_log/curves.json") == read_json(space / "out/train_log/curves.json")
+
+
+def test_a_checkpoint_is_marked_when_everything_in_it_is_written(space: Path) -> None:
+    """LLaMA-Factory's callback writes the tokenizer into it after ours was called; a kill then would break the mark."""
+    for run_dir in data.run_dirs(space / "work"):
+        folders = checkpoints.checkpoints(run_dir)
+        assert folders
+        for folder in folders:
+            times = {path.name: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+            marked = times.pop("complete.json")
+            assert "tokenizer.json" in times
+            assert max(times.values()) <= marked, max(times, key=times.get)
+
+
+TOKENIZING = """
+import os, sys, time
+from scripts import train_adapter
+import datasets
+plain = datasets.Dataset.map
+def slow(self, function, *rest, **options):
+    if "tokenizer" not in str(options.get("desc")):
+        return plain(self, function, *rest, **options)
+    def wait(batch):
+        with open(f"helper.{os.getpid()}", "w"):
+            time.sleep(60)
+    return plain(self, wait, *rest, **options)
+datasets.Dataset.map = slow
+sys.exit(train_adapter.main(sys.argv[1:]))
+"""
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_helpers_that_tokenize_end_with_a_killed_trainer(space: Path) -> None:
+    """They hold whatever it had open, the locks of its GPUs among it."""
+    line = data.arguments(data.config(preprocessing_workers=2), work="helped", out="helped_out")
+    env = os.environ | {"PYTHONPATH": str(data.ROOT), "OMP_NUM_THREADS": "1"}
+    with (space / "helped.log").open("w") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-c", TOKENIZING, *line], cwd=space, env=env, stdout=log, stderr=log
+        )
+        try:
+            wait_for(lambda: len(list(space.glob("helper.*"))) >= 2, process)
+            children = {
+                int(entry.name)
+                for entry in Path("/proc").iterdir()
+                if entry.name.isdigit() and started_by(int(entry.name), process.pid)
+            }
+        finally:
+            process.kill()
+            process.wait()
+    assert len(children) >= 2
+    end = time.monotonic() + 10
+    while any(map(alive, children)) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not [pid for pid in children if alive(pid)]
+
+
+def started_by(pid: int, ancestor: int) -> bool:
+    while pid > 1:
+        try:
+            pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            return False
+        if pid == ancestor:
+            return True
+    return False
 
 
 def test_full_disk_while_a_checkpoint_is_written_costs_only_that_one(
@@ -417,6 +491,9 @@ def test_empty_part_is_refused(inside: Path, capsys: pytest.CaptureFixture, part
         ("dataset_info.json", b"[]", "build_sft"),
         ("dataset_info.json", b'{"openeqa_train": {}}', "openeqa_val"),
         ("train.json", b"[1]", "build_sft"),
+        ("train.json", b'[{"question_ids": ["a"], "images": ["../../secret.png"]}]', "may not leave its folder"),
+        ("val.json", b'[{"question_ids": ["a"], "images": ["/secret.png"]}]', "may not leave its folder"),
+        ("train.json", b'[{"question_ids": ["a"], "images": [1]}]', "build_sft"),
     ],
 )
 def test_data_that_build_sft_did_not_write_is_refused(
@@ -425,7 +502,8 @@ def test_data_that_build_sft_did_not_write_is_refused(
     file = inside / "results/sft" / name
     kept = file.read_bytes()
     file.write_bytes(content)
-    refused(data.arguments(data.config(), work="e", out="e_out"), capsys, name, words)
+    said = refused(data.arguments(data.config(), work="e", out="e_out"), capsys, words)
+    assert name in said or "secret.png" in said
     file.write_bytes(kept)
     assert not (inside / "e_out").exists()
 
@@ -461,6 +539,35 @@ def test_base_without_a_shard_or_of_another_kind_is_refused(inside: Path, capsys
     refused(copy(lambda c: c.update(quantization_config={"bits": 4})), capsys, "quantized")
     assert not (inside / "e_out").exists()
     assert not list((inside / "e").glob("*")), "no folder of a run either"
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [{"save_only_model": True}, {"ignore_data_skip": True}, {"default_system": "You are a pirate."}],
+    ids=["no optimizer", "data again", "words that prediction lacks"],
+)
+def test_extra_that_would_train_something_else_in_silence_is_refused(
+    inside: Path, capsys: pytest.CaptureFixture, extra: dict
+) -> None:
+    refused(data.arguments(data.config(extra=extra), work="x", out="x_out"), capsys, next(iter(extra)))
+    assert not (inside / "x_out").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"), [({"max_steps": 0}, "max_steps"), ({"save_steps": 4, "eval_steps": 2}, "save_steps")]
+)
+def test_steps_that_cannot_end_well_are_refused_by_hand_too(
+    inside: Path, capsys: pytest.CaptureFixture, changes: dict, word: str
+) -> None:
+    refused(data.arguments(data.config(**changes, load_best=True), work="x", out="x_out"), capsys, f"train.{word}")
+    assert not (inside / "x_out").exists()
+
+
+def test_frames_that_moved_are_tokenized_again(space: Path) -> None:
+    """Tokenized rows hold paths of pictures."""
+    inputs = dict.fromkeys(("train", "val", "info", "frames", "base", "lock"), "")
+    here, there = (train_adapter._tokenized_folder(Path("w"), data.config(), inputs, Path(p)) for p in ("a", "b"))
+    assert here != there
 
 
 def test_typo_in_extra_is_refused_with_near_matches(inside: Path, capsys: pytest.CaptureFixture) -> None:
@@ -593,6 +700,22 @@ def test_prediction_refuses_an_adapter_of_another_base(inside: Path, capsys: pyt
     line += ["--output", "p_out/tuned.jsonl", "--meta", "p_out/tuned.meta.json"]
     refused(line, capsys, "foreign/manifest.json", "another base model", script=predict)
     assert not (inside / "p_out").exists()
+
+
+@pytest.mark.parametrize("limit", [100_000], ids=["a file may not grow"])
+def test_merge_that_may_not_write_is_one_line_and_leaves_nothing(space: Path, limit: int) -> None:
+    """A limit of a file's size, as a quota would: safetensors tells its number in the text alone."""
+    code = (
+        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        "from llamafactory.train import tuner; from scripts import merge_adapter;"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit})); sys.exit(merge_adapter.main())"
+    )
+    env = os.environ | {"PYTHONPATH": str(data.ROOT), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, "-c", code, *merge_arguments(out="m_limited")]
+    done = subprocess.run(command, cwd=space, env=env, capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr[-2000:]
+    assert "the disk or a quota is full" in done.stderr.strip().splitlines()[-1]
+    assert not (space / "m_limited").exists()
 
 
 def test_merge_says_what_disk_it_needs(

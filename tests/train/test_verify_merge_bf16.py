@@ -13,6 +13,7 @@ import yaml
 pytest.importorskip("torch", reason="needs envs/train")
 
 from scripts import merge_adapter, verify_merge
+from scripts.lib.errors import EqaError
 from scripts.lib.files import read_json, sha256_file, write_manifest
 from tests.train import prediction_data
 from tests.train import training_data as data
@@ -105,3 +106,8 @@ def test_the_strength_of_an_adapter_that_does_nothing_says_nothing() -> None:
     assert verify_merge.strength([(0.0, 0.0)]) is None
     assert verify_merge.strength([(1.0, 2.0), (3.0, 2.0)]) == 1
     assert verify_merge.verdict([0.1], [True], MERGE, None)["adapter_strength"] is None
+
+
+def test_logits_that_are_no_numbers_are_called_so() -> None:
+    with pytest.raises(EqaError, match="logits of 1 of 2 questions are no numbers"):
+        verify_merge.verdict([0.01, float("nan")], [True, False], MERGE, None)

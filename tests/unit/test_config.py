@@ -141,9 +141,15 @@ def test_judge_without_an_address_is_refused():
     assert "judge.url" in message(changed("deliver.llm_match", True))
 
 
-def test_save_steps_off_the_eval_steps_are_refused():
-    recipe = changed("train.eval_steps", 30)
-    assert "train.save_steps" in message(recipe)
+@pytest.mark.parametrize("steps", [30, 5], ids=["no multiple", "validations between checkpoints"])
+def test_save_steps_off_the_eval_steps_are_refused(steps):
+    """transformers takes the best step from all validations, saved or not."""
+    recipe = changed("train.eval_steps", steps)
+    assert f"train.save_steps=25 is not train.eval_steps={steps}" in message(recipe)
+
+
+def test_a_training_of_no_steps_is_refused():
+    assert "train.max_steps=0 would train one step" in message(changed("train.max_steps", 0))
 
 
 def test_unsloth_is_refused_before_any_job_with_the_reason():

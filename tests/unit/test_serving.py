@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gzip
 import io
 import json
 import math
@@ -111,6 +112,57 @@ def test_a_refusal_that_repeats_the_key_is_told_without_it(monkeypatch, body):
     assert server.keys == ["Bearer sk-secret-1"]
     assert "sk-secret-1" not in str(caught.value)
     assert len(str(caught.value)) < 500
+
+
+def test_a_server_whose_model_is_called_like_the_key_is_told_without_it(monkeypatch):
+    monkeypatch.setenv(chat_client.KEY_VARIABLE, "sk-secret-1")
+    with (
+        serving(lambda number, asked: None, models=("sk-secret-1-model",)) as server,
+        pytest.raises(EqaError, match=r"serves \*\*\*-model, not m") as caught,
+    ):
+        chat_client.ChatClient("llamacpp", server.url, "m").check()
+    assert "sk-secret-1" not in str(caught.value)
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["plain", "gzip"])
+def test_a_reply_without_end_is_given_up(monkeypatch, packed):
+    monkeypatch.setattr(chat_client, "LONGEST_REPLY", 2**16)
+    body = gzip.compress(bytes(2**24)) if packed else bytes(2**17)
+    headers = {"Content-Encoding": "gzip"} if packed else {}
+    with serving(lambda number, asked: (200, headers, body)) as server:
+        client = chat_client.ChatClient("llamacpp", server.url, "m")
+        assert client._http.headers["accept-encoding"] == "identity"
+        with pytest.raises(EqaError, match="more than 65536 bytes for one request"):
+            client.ask([Message("user", "Hi")], chat_client.Decoding())
+        with pytest.raises(EqaError, match="more than 65536 bytes for one request"):
+            client._call("POST", "/v1/chat/completions", {})
+
+
+@pytest.mark.parametrize("reason", ["abort", "error"])
+def test_an_answer_that_the_server_gives_up_is_no_answer(reason):
+    rows = [{"choices": [{"delta": {"content": "the so"}}]}, {"choices": [{"delta": {}, "finish_reason": reason}]}]
+    data = "".join(f"data: {json.dumps(row)}\n\n" for row in rows) + "data: [DONE]\n\n"
+    with (
+        streaming(data.encode()) as url,
+        chat_client.ChatClient("lmdeploy", url, "m") as client,
+        pytest.raises(EqaError, match=rf"gave the answer up midway \({reason}\)"),
+    ):
+        client.ask([Message("user", "Hi")], chat_client.Decoding())
+
+
+def test_who_guards_an_ollama_is_answered_in_its_address(monkeypatch):
+    with (
+        serving(lambda number, asked: (401, {}, b"")) as server,
+        pytest.raises(EqaError, match="user and password in OLLAMA_HOST") as caught,
+    ):
+        chat_client.ChatClient("ollama", server.url, "m")._call("POST", "/v1/chat/completions", {})
+    assert chat_client.KEY_VARIABLE not in str(caught.value)
+
+
+def test_a_part_of_a_password_is_not_shown_either():
+    with pytest.raises(EqaError) as caught:
+        chat_client.ChatClient("ollama", "http://bob:hun/ter2@127.0.0.1:9", "m")
+    assert "hun" not in str(caught.value)
 
 
 def test_a_password_in_ollamas_address_is_sent_and_not_shown():
@@ -332,6 +384,61 @@ def test_a_stored_frame_is_sent_as_it_is(tmp_path):
     assert ask.prepare_picture(picture, 24576) == (picture.read_bytes(), 26)
 
 
+def test_a_frame_that_exif_turns_is_sent_upright(tmp_path):
+    """Servers differ in whether they heed the mark, so none is left."""
+    import cv2
+    import numpy as np
+
+    (picture,) = serving_data.write_pictures(tmp_path, 1)
+    plain = picture.read_bytes()
+    tiff = b"II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x03\0\0\0\0\0\0\0"  # orientation 3: upside down
+    exif = b"Exif\0\0" + tiff
+    picture.write_bytes(plain[:2] + b"\xff\xe1" + (len(exif) + 2).to_bytes(2, "big") + exif + plain[2:])
+    sent, tokens = ask.prepare_picture(picture, 24576)
+    assert tokens == 26
+    assert b"Exif" not in sent
+    shown = cv2.imdecode(np.frombuffer(sent, np.uint8), cv2.IMREAD_COLOR).astype(int)
+    wanted = cv2.imdecode(np.frombuffer(plain, np.uint8), cv2.IMREAD_COLOR)[::-1, ::-1]
+    assert np.abs(shown - wanted).mean() < 4
+
+
+def test_a_picture_too_long_for_its_width_is_named(tmp_path):
+    (picture,) = serving_data.write_pictures(tmp_path, 1, (2000, 2))
+    with pytest.raises(EqaError, match=r"000\.jpg: .*2000x2"):
+        ask.prepare_picture(picture, 24576)
+
+
+@pytest.mark.parametrize(
+    "words", [["--temperature", "nan"], ["--temperature", "-1"], ["--max-new-tokens", "-1"], ["--max-new-tokens", "x"]]
+)
+def test_numbers_of_the_decoding_are_checked_at_the_door(words, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        ask.main(["--question", "Hi", *words])
+    assert "is wanted" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", ["[]", "serve: {}", None], ids=["a list", "a part", "a folder"])
+def test_a_recipe_that_is_none_is_one_line(tmp_path, content, capsys):
+    recipe = tmp_path / "config.yaml"
+    recipe.write_text(content) if content else recipe.mkdir()
+    assert ask.main(["--question", "Hi", "--config", str(recipe)]) == 2
+    (said,) = capsys.readouterr().err.splitlines()
+    assert str(recipe) in said
+
+
+def test_a_full_disk_behind_the_answer_is_one_line(tmp_path):
+    data = reply_of("llamacpp", "the sofa")
+    with streaming(data) as url, open("/dev/full", "w") as full:
+        code = (
+            "from scripts.lib.chat_client import ChatClient; import sys; from scripts import ask;"
+            "ChatClient.check = lambda self: []; ChatClient.context_length = lambda self: None; sys.exit(ask.main())"
+        )
+        command = [sys.executable, "-c", code, "--server", "llamacpp", "--url", url, "--raw", "--question", "Hi"]
+        done = subprocess.run(command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == ["ask: No space left on device; free space or mend permissions, then ask again"]
+
+
 @pytest.mark.parametrize("content", [b"", b"not a picture", b"\xff\xd8\xff\xe0" + b"\0" * 100])
 def test_a_file_that_is_no_picture_is_named(tmp_path, content):
     (tmp_path / "a.jpg").write_bytes(content)
@@ -409,6 +516,19 @@ def test_one_answer_to_everything_is_refused_where_the_predictions_differ():
 
 
 # ------------------------------------------------------------------------------------------------ bench_lmdeploy
+
+
+@pytest.mark.parametrize(
+    ("error", "is_it"),
+    [
+        (RuntimeError("No enough gpu memory for kv cache."), True),
+        (AssertionError("No enough GPU memory for state cache."), True),
+        (type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory"), True),
+        (RuntimeError("shapes differ"), False),
+    ],
+)
+def test_every_way_to_run_out_of_gpu_memory_is_known(error, is_it):
+    assert bench_lmdeploy.out_of_memory(error) == is_it
 
 
 @pytest.mark.parametrize(
@@ -542,7 +662,9 @@ def test_no_argument_carries_the_key(monkeypatch):
     assert "secret" not in " ".join(serve.llamacpp_arguments(Path("x"), "f16", recipe, 4096))
 
 
-@pytest.mark.parametrize(("key", "last"), [("secret", ["--api-keys", "secret"]), ("", ["--tp", "1"])])
+@pytest.mark.parametrize(
+    ("key", "last"), [("secret", ["--api-keys=secret"]), ("-Xy9", ["--api-keys=-Xy9"]), ("", ["1"])]
+)
 def test_lmdeploy_gets_the_key_inside_its_own_process(monkeypatch, key, last):
     """LMDeploy's command line is stood in for by one that notes its arguments."""
     seen: list[str] = []
@@ -555,7 +677,8 @@ def test_lmdeploy_gets_the_key_inside_its_own_process(monkeypatch, key, last):
     monkeypatch.setenv(chat_client.KEY_VARIABLE, key)
     lmdeploy_server.main()
     assert seen[:4] == ["lmdeploy", "serve", "api_server", "results/merged"]
-    assert seen[-2:] == last
+    assert seen[-1:] == last
+    assert seen.count("--tp") == 1
 
 
 def test_llamacpp_server_names_a_missing_file(tmp_path, capsys):

@@ -116,6 +116,15 @@ def test_checkpoint_whose_best_is_gone_is_not_resumed_from(tmp_path: Path) -> No
     assert checkpoints.newest_complete(tmp_path / "none", needs_best=True) is None
 
 
+def test_rotation_leaves_an_older_checkpoint_that_can_be_gone_on_from(tmp_path: Path) -> None:
+    """The newest is the best of all; damaged, the one before it is taken with a best of its own."""
+    for step, best in ((25, 25), (50, 25), (75, 75)):
+        newest = make(tmp_path, step, best=best)
+        checkpoints.rotate(tmp_path, 2)
+    (newest / "optimizer.pt").write_bytes(b"")
+    assert checkpoints.newest_complete(tmp_path, needs_best=True).name == "checkpoint-50"
+
+
 def test_rotation_keeps_newest_and_best(tmp_path: Path) -> None:
     for step in (5, 10, 15, 20):
         make(tmp_path, step, best=10)

@@ -154,6 +154,3 @@ def _rouge() -> object:
     from rouge_score.rouge_scorer import RougeScorer
 
     return RougeScorer(["rouge1", "rouge2", "rougeL"], use_stemmer=False, tokenizer=_AnyScript())
-
-
-Scorer = Callable[[str, Sequence[str]], float | None]

@@ -61,10 +61,6 @@ class StatCache:
             if stat.st_size == size:
                 self._remember(path, stat, sha256)
 
-    def forget_seen(self) -> None:
-        """Look at the files anew: jobs ran since the last look."""
-        self._seen.clear()
-
     def save(self) -> None:
         """Write atomically; entries of files that are gone are dropped. A full or read-only disk loses only speed."""
         if not self._changed:

@@ -29,9 +29,7 @@ KEY_VARIABLE = "EQA_SERVE_API_KEY"  # api key of `make serve`; never an argument
 OLLAMA_PORT = 11434
 CONNECT_S = 10.0  # a server that is there takes a connection at once, however long it then thinks
 SHOWN_MESSAGE = 300  # characters of a server's message that an error repeats
-LONGEST_REPLY = (
-    16 * 2**20
-)  # bytes; an answer in pieces has some hundred kilobytes, Ollama's list of tensors a little more
+LONGEST_REPLY = 2**24  # bytes; an answer in pieces has some 100 kB, Ollama's list of tensors a little more
 _MAGIC = {b"\x89PNG\r\n\x1a\n": "image/png", b"\xff\xd8\xff": "image/jpeg", b"RIFF": "image/webp", b"BM": "image/bmp"}
 
 

@@ -240,7 +240,7 @@ def run(args: argparse.Namespace) -> None:
 
 def token_count(text: str) -> int:
     """argparse type: 1 or more."""
-    if not text.isascii() or not text.isdecimal() or not 1 <= int(text[:9]) <= LONGEST_ANSWER:
+    if not text.isascii() or not text.isdecimal() or len(text) > 9 or not 1 <= int(text) <= LONGEST_ANSWER:
         raise argparse.ArgumentTypeError(f"{text!r}: a whole number from 1 to {LONGEST_ANSWER} is wanted")
     return int(text)
 

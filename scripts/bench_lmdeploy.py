@@ -22,7 +22,9 @@ from scripts.lib.chat_client import openai_content, sample_message
 from scripts.lib.cli import entry, json_argument, path_argument
 from scripts.lib.errors import EqaError
 from scripts.lib.files import atomic_path, check_manifest, disabled, read_json, remove, write_json
+from scripts.lib.gpu_memory import ran_out
 from scripts.lib.ollama_folder import check_shards
+from scripts.lib.openai_client import GIVEN_UP
 from scripts.lib.progress import Progress
 from scripts.lib.serve_settings import lmdeploy_dtype, session_length
 
@@ -105,7 +107,7 @@ def run_round(pipe, prompts: list[list[dict]], generation) -> dict:
     final: dict[int, object] = {}
     for part in pipe.stream_infer(prompts, gen_config=generation):
         now = time.perf_counter() - started
-        if part.finish_reason == "error":
+        if part.finish_reason in GIVEN_UP:
             said = " ".join(str(getattr(part, "error_message", "") or "no reason given").split())[:200]
             raise EqaError(f"LMDeploy gave up on a request: {said}; lower serve.max_batch_size or serve.cache_share")
         if part.generate_token_len:
@@ -205,7 +207,7 @@ def measure(folder: Path, samples: list[dict], frames: Path, settings: dict, max
                     )
                     rows.append(row)
     except (RuntimeError, AssertionError) as error:
-        if not out_of_memory(error):
+        if not ran_out(error):
             raise
         raise EqaError(
             f"LMDeploy ran out of GPU memory with serve.max_batch_size={settings['max_batch_size']} and "
@@ -221,14 +223,6 @@ def measure(folder: Path, samples: list[dict], frames: Path, settings: dict, max
             "transformers": transformers.__version__,
         },
     }
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether a card had too little memory: torch's error, or LMDeploy's where its cache or a step does not fit.
-
-    Source: LMDeploy 0.18.0 pytorch/engine/executor/base.py ("No enough gpu memory for kv cache.", "... for runtime.").
-    """
-    return type(error).__name__ == "OutOfMemoryError" or "gpu memory" in str(error).lower()
 
 
 def draw(record: dict, path: Path) -> bool:

@@ -13,7 +13,7 @@ import contextlib
 import hashlib
 import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from scripts.lib.base_model import check_adapter_base
@@ -24,6 +24,7 @@ from scripts.lib.engines.openai_engine import served_model
 from scripts.lib.errors import EqaError
 from scripts.lib.evaluation import check_ids, listed
 from scripts.lib.files import check_manifest, read_json, remove, safe_join, sha256_file, write_json, write_jsonl
+from scripts.lib.gpu_memory import ran_out
 from scripts.lib.imports import code_files
 from scripts.lib.journal import append_journal, read_journal
 from scripts.lib.progress import Progress
@@ -179,9 +180,8 @@ def run(args: argparse.Namespace) -> dict:
         "device": device_kind(),
         # answers of other code are not continued
         "code": [sha256_file(ROOT / name) for name in code_files("scripts.predict", ROOT)],
-        # nor those of other libraries, or of another model at the same address
+        # nor those of other libraries
         "locks": [sha256_file(path) for path in sorted(ROOT.glob("envs/*/uv.lock"))],
-        "server_model": served_model(predict) if engine_name in SERVED else "",
         "test": sha256_file(args.test),
         "shard": args.shard,
         "frames": sha256_file(args.frames) if args.frames else "",
@@ -217,11 +217,13 @@ def generate(questions: Sequence[Question], setup: Setup, partial: Path) -> tupl
         EqaError: the engine gives fewer or more answers than it was asked.
     """
     predict = setup.config["predict"]
-    whole = read_partial(partial)
     # LLaMA-Factory is one process that writes at its end
     size = (len(questions) or 1) if predict["engine"] == "llamafactory" else predict["batch_size"]
     batches = plan(questions, size)
-    waiting = [batch for batch in batches if any(question.question_id not in whole for question in batch)]
+    whole, waiting = _read_waiting(partial, batches)
+    if waiting and predict["engine"] in SERVED and _served_by_another(predict, partial.with_name("server_model.json")):
+        remove(partial)
+        whole, waiting = _read_waiting(partial, batches)
     again = {question.question_id for batch in waiting for question in batch}
     answers = {name: text for name, text in whole.items() if name not in again}
     if answers:
@@ -244,18 +246,33 @@ def generate(questions: Sequence[Question], setup: Setup, partial: Path) -> tupl
     return answers, facts
 
 
+def _read_waiting(partial: Path, batches: Sequence[Sequence[Question]]) -> tuple[dict[str, str], list]:
+    """Answers of an interrupted run, and the batches that are not whole among them."""
+    whole = read_partial(partial)
+    return whole, [batch for batch in batches if any(question.question_id not in whole for question in batch)]
+
+
+def _served_by_another(predict: Mapping, note: Path) -> bool:
+    """Whether the server has another model than when `note` was written; writes it."""
+    name = served_model(predict)
+    before = read_json(note, "name of the served model") if note.exists() else name
+    if before != name:
+        log.info("predict.url serves another model than the interrupted run asked; its answers are not continued")
+    write_json(note, name)
+    return before != name
+
+
 @contextlib.contextmanager
 def _memory_told(batch_size: int) -> Iterator[None]:
-    """A GPU with too little memory as one line; torch is loaded by then, if it is at all."""
+    """A GPU with too little memory as one line."""
     try:
         yield
-    except RuntimeError as error:
-        torch = sys.modules.get("torch")
-        if torch is None or not isinstance(error, torch.OutOfMemoryError):
+    except (RuntimeError, AssertionError) as error:
+        if not ran_out(error):
             raise
         raise EqaError(
-            f"GPU memory: predict.batch_size={batch_size} does not fit this card ({str(error)[:120]}); lower it, or take a "
-            "card with more"
+            f"GPU memory: this card holds the weights and predict.batch_size={batch_size} not at once ({str(error)[:120]}); "
+            "lower predict.batch_size, or take a card with more"
         ) from None
 
 

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 from scripts.lib.addresses import public
 from scripts.lib.errors import EqaError
@@ -21,6 +21,10 @@ STAGE = ".download"  # beside the base model's folder: what arrived of a downloa
 WANTED = re.compile(
     r"model[^/]*\.safetensors|[^/]+\.json|[^/]+\.jinja|merges\.txt|vocab\.txt|LICENSE[^/]*|README\.md", re.ASCII
 )
+HUBS = {
+    "huggingface": ("HF_ENDPOINT", "https://huggingface.co"),
+    "modelscope": ("MODELSCOPE_ENDPOINT", "https://modelscope.cn"),
+}
 OWN_NAMES = frozenset({"manifest.json"})
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 NEEDED = ("config.json", "tokenizer.json")
@@ -157,10 +161,21 @@ def stage_of(output: Path, source: str, name: str, revision: str) -> Path:
 
 
 def hub_endpoint(source: str) -> str:
-    """The hub's address: HF_ENDPOINT or MODELSCOPE_ENDPOINT, else its own."""
-    if source == "huggingface":
-        return (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
-    return (os.environ.get("MODELSCOPE_ENDPOINT") or "https://modelscope.cn").rstrip("/")
+    """The hub's address: HF_ENDPOINT or MODELSCOPE_ENDPOINT, else its own.
+
+    Raises:
+        EqaError: no http address; the message does not repeat it, since a mirror's may hold a password.
+    """
+    variable, own = HUBS[source]
+    address = (os.environ.get(variable) or own).rstrip("/")
+    try:
+        parts = urlsplit(address)
+        fits = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # brackets, or a port that is no port
+        fits = False
+    if not fits:
+        raise EqaError(f"{variable}: no http address; export one such as {own}")
+    return address
 
 
 def hub_address(source: str, name: str, revision: str, file: str) -> str:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from scripts.lib.addresses import check_port_number, hidden, public, read_key
 from scripts.lib.errors import EqaError
+from scripts.lib.openai_client import GIVEN_UP
 
 if TYPE_CHECKING:
     import httpx
@@ -164,14 +165,16 @@ def checked_url(url: str) -> str:
     import httpx
 
     base = url.removesuffix("/").removesuffix("/v1").rstrip("/")
+    # without a scheme a user name looks like one, and the password like the host
+    shown = "..." if "@" in url and "://" not in url else public(url)
     try:
         parts = httpx.URL(base)
     except (httpx.InvalidURL, ValueError):  # their words may hold a part of a password
-        raise EqaError(f"{public(url)}: no address; one such as http://127.0.0.1:23333 is wanted") from None
+        raise EqaError(f"{shown}: no address; one such as http://127.0.0.1:23333 is wanted") from None
     if parts.scheme not in ("http", "https") or not parts.host:
-        raise EqaError(f"{public(url)}: no http address; one such as http://127.0.0.1:23333 is wanted")
+        raise EqaError(f"{shown}: no http address; one such as http://127.0.0.1:23333 is wanted")
     if parts.port is not None:
-        check_port_number(parts.port, public(url))
+        check_port_number(parts.port, shown)
     return base
 
 
@@ -363,7 +366,7 @@ class ChatClient:
                 if text := _content(choice, "delta"):
                     yield text
                 # LMDeploy ends a request that it gave up with an ordinary last part
-                if isinstance(choice, dict) and choice.get("finish_reason") in ("abort", "error"):
+                if isinstance(choice, dict) and choice.get("finish_reason") in GIVEN_UP:
                     raise EqaError(
                         f"{self.shown}: {self.server} gave the answer up midway ({choice['finish_reason']}); look into its log"
                     )

@@ -7,6 +7,7 @@ import dataclasses
 import email.utils
 import json
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +24,7 @@ TIMEOUT_S = 120.0
 FIRST_TIMEOUT_S = 30.0  # of the question which models there are
 RETRIED_STATUS = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
 SHOWN_BODY = 200  # characters of a server's message that an error repeats
+GIVEN_UP = ("abort", "error")  # as LMDeploy ends a request that was cancelled or grew stale, with HTTP 200
 LEAST_KEY = 8  # characters; a shorter one ("EMPTY", "1") is a word that answers may hold, and no secret
 LONGEST_REPLY = 2**20  # bytes; an answer has some hundred tokens, a list of models some hundred names
 
@@ -87,7 +89,8 @@ def chat(
         model: name that the server knows.
         messages: OpenAI chat messages.
         key: bearer token, as addresses.read_key gives it; "" sends none.
-        timeout_s: of each attempt, from its start to the reply's last byte, head included.
+        timeout_s: of each attempt, from its start to the reply's last byte, head included; a look-up of the server's name that
+            hangs may take longer.
         attempts: tries before giving up: on timeouts, broken connections, 429, 5xx and replies that are no chat reply.
         limit: shared by all callers that the server counts together.
         sleep: replaced in tests.
@@ -140,6 +143,8 @@ def _asked(
     """
     import httpx
 
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # a line with the address for each request otherwise
+
     async def ask() -> tuple[int, Mapping[str, str], bytes]:
         # a proxy from the environment must not see what is meant for this machine
         client = httpx.AsyncClient(timeout=timeout_s, trust_env=not is_local(address), follow_redirects=False)
@@ -160,6 +165,21 @@ def _asked(
         return asyncio.run(in_time())
     except TimeoutError:
         raise httpx.ReadTimeout("the reply is not whole") from None
+    except httpx.ConnectError as error:
+        raise httpx.ConnectError(_why(error)) from None
+
+
+def _why(error: BaseException) -> str:
+    """What the system said, which asynchronous connections wrap several times."""
+    inner: BaseException | None = error
+    while inner is not None:
+        if isinstance(inner, BaseExceptionGroup):
+            inner = inner.exceptions[0]
+        if isinstance(inner, OSError) and inner.errno is not None:
+            # a name that is not found has a number of its own below zero, and its own words
+            return f"[Errno {inner.errno}] {os.strerror(inner.errno)}" if inner.errno > 0 else str(inner)
+        inner = inner.__cause__ or inner.__context__
+    return str(error)
 
 
 def without_key(reply: Reply, key: str) -> Reply:
@@ -205,7 +225,7 @@ def parse_reply(body: bytes) -> Reply:
     """The first choice of a chat completion.
 
     Raises:
-        ValueError: not JSON, or not that shape.
+        ValueError: not JSON, not that shape, or an answer that the server gave up.
     """
     try:
         data = json.loads(body)
@@ -213,6 +233,8 @@ def parse_reply(body: bytes) -> Reply:
         text = choice["message"]["content"]
     except (UnicodeDecodeError, RecursionError, KeyError, IndexError, TypeError) as error:
         raise ValueError(f"{type(error).__name__}: {error}") from None
+    if choice.get("finish_reason") in GIVEN_UP:
+        raise ValueError(f"the server gave the answer up midway: {choice['finish_reason']}")
     if text is None:
         text = ""  # a refusal or an empty answer
     if not isinstance(text, str):

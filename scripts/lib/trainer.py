@@ -16,7 +16,7 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -84,8 +84,30 @@ def _run(job: Mapping, run_dir: Path) -> None:
     transformers.utils.logging.disable_progress_bar()
     _know_numbered_cpus()
     whole_buffers = fsdp_buffers_in_float32() if job["train"]["distributed"] == "fsdp" else contextlib.nullcontext()
-    with whole_buffers:
-        run_exp(args=dict(job["args"]), callbacks=[make_callback(job, run_dir)])
+    watch = make_callback(job, run_dir)
+    with whole_buffers, after_the_processor(watch.mark_saved):
+        run_exp(args=dict(job["args"]), callbacks=[watch])
+
+
+@contextlib.contextmanager
+def after_the_processor(mark: Callable[[], None]) -> Iterator[None]:
+    """Have `mark` called as soon as LLaMA-Factory has written tokenizer and processor into a checkpoint.
+
+    Its callback does so, and is called after those that it is given.   Source: LLaMA-Factory 0.9.5 train/callbacks.py.
+    """
+    from llamafactory.train.callbacks import SaveProcessorCallback
+
+    original = SaveProcessorCallback.on_save
+
+    def on_save(self, *args, **kwargs) -> None:
+        original(self, *args, **kwargs)
+        mark()
+
+    SaveProcessorCallback.on_save = on_save
+    try:
+        yield
+    finally:
+        SaveProcessorCallback.on_save = original
 
 
 @functools.cache  # torch keeps a list, and two entries of one priority cannot be sorted
@@ -285,9 +307,9 @@ def make_callback(job: Mapping, run_dir: Path) -> Any:
                 self.saved = run_dir / f"checkpoint-{state.global_step}"
 
         def mark_saved(self) -> None:
-            """Mark what was saved, one event later: LLaMA-Factory's own callback writes the tokenizer into it after ours.
+            """Mark what was saved, when LLaMA-Factory's own callback has written the tokenizer into it, or at the next event.
 
-            A kill while it does would leave a marked checkpoint that is not what its mark says.
+            A kill while it writes would leave a marked checkpoint that is not what its mark says.
             """
             if self.saved is not None:
                 checkpoints.mark_complete(self.saved)

@@ -187,3 +187,8 @@ def test_a_key_that_the_server_repeats_stays_out_of_what_is_kept() -> None:
 def test_a_word_that_serves_as_key_is_left_in_answers() -> None:
     with serving(lambda number, body: (200, {}, completion("Your mark: 1"))) as server:
         assert openai_client.chat(server.url, "m", MESSAGES, key="1").text == "Your mark: 1"
+
+
+def test_a_connection_that_is_refused_says_so() -> None:
+    with pytest.raises(EqaError, match=r"ConnectError: \[Errno 111\] .*refused"):
+        openai_client.chat("http://127.0.0.1:9/v1", "m", MESSAGES, attempts=1)

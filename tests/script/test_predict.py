@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import logging
 from pathlib import Path
 
 import pytest
@@ -223,3 +224,31 @@ def test_answers_of_another_served_model_are_not_continued(project: Path, monkey
         monkeypatch.setenv("EQA_PREDICT_MODEL", "second")
         assert run(project, server.url) == 0
     assert set(answers(project).values()) == {"second"}
+
+
+def test_whole_answers_of_an_interrupted_run_need_no_server(project: Path, capsys: pytest.CaptureFixture) -> None:
+    (project / "base.jsonl").mkdir()  # the last step fails
+    with serving(says_the_number) as server:
+        assert run(project, server.url) == 2
+        url = server.url
+    (project / "base.jsonl").rmdir()
+    capsys.readouterr()
+    assert run(project, url) == 0
+    assert "6 of 6 answers are there" in capsys.readouterr().err
+    assert answers(project)["q3"] == "it is 3"
+
+
+def test_an_answer_that_the_server_gives_up_is_no_answer(project: Path, capsys: pytest.CaptureFixture) -> None:
+    part = completion("the so")
+    part["choices"][0]["finish_reason"] = "abort"
+    with serving(lambda number, body: (200, {}, part)) as server:
+        assert run(project, server.url) == 2
+    assert "gave the answer up midway: abort" in capsys.readouterr().err.strip().splitlines()[-1]
+    assert not (project / "base.jsonl").exists()
+
+
+def test_no_line_of_the_http_library_is_in_the_log(project: Path, capsys: pytest.CaptureFixture) -> None:
+    logging.getLogger("httpx").setLevel(logging.NOTSET)
+    with serving(says_the_number) as server:
+        assert run(project, server.url) == 0
+    assert "HTTP Request" not in capsys.readouterr().err

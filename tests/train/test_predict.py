@@ -187,19 +187,23 @@ def test_weights_with_other_bytes_of_the_same_size_are_refused(
     assert not (tmp_path / "tuned.jsonl").exists()
 
 
+@pytest.mark.parametrize("says", ["torch", "LMDeploy"])
 def test_too_little_gpu_memory_is_one_line(
-    tiny: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    tiny: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, says: str
 ) -> None:
     import torch
 
+    lmdeploy = RuntimeError("No enough gpu memory for kv cache.")
+    error = torch.OutOfMemoryError("CUDA out of memory.") if says == "torch" else lmdeploy
+
     class Full:
         def answer(self, batches: list) -> Iterator[list[str]]:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+            raise error
             yield []
 
     monkeypatch.setattr(predict, "open_engine", lambda name, setup: Full())
     line = prediction_data.arguments(tmp_path, tiny["base"], tiny["test"], prediction_data.config(batch_size=4))
     assert predict.main(line) == 2
     said = capsys.readouterr().err.strip().splitlines()[-1]
-    assert "predict.batch_size=4 does not fit this card" in said
+    assert "predict.batch_size=4 not at once" in said
     assert not (tmp_path / "base.jsonl").exists()

@@ -21,7 +21,15 @@ import httpx
 import pytest
 
 from scripts import ask, bench_lmdeploy, check_serving, export_gguf, serve
-from scripts.lib import chat_client, llamacpp_server, lmdeploy_server, ollama_folder, serve_settings, targets
+from scripts.lib import (
+    chat_client,
+    gpu_memory,
+    llamacpp_server,
+    lmdeploy_server,
+    ollama_folder,
+    serve_settings,
+    targets,
+)
 from scripts.lib.chat_client import Message
 from scripts.lib.errors import EqaError
 from scripts.lib.files import write_manifest
@@ -159,9 +167,10 @@ def test_who_guards_an_ollama_is_answered_in_its_address(monkeypatch):
     assert chat_client.KEY_VARIABLE not in str(caught.value)
 
 
-def test_a_part_of_a_password_is_not_shown_either():
+@pytest.mark.parametrize("url", ["http://bob:hun/ter2@127.0.0.1:9", "bob:hunter2@127.0.0.1:9"])
+def test_a_password_in_a_mistyped_address_is_not_shown_either(url):
     with pytest.raises(EqaError) as caught:
-        chat_client.ChatClient("ollama", "http://bob:hun/ter2@127.0.0.1:9", "m")
+        chat_client.ChatClient("ollama", url, "m")
     assert "hun" not in str(caught.value)
 
 
@@ -409,7 +418,14 @@ def test_a_picture_too_long_for_its_width_is_named(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "words", [["--temperature", "nan"], ["--temperature", "-1"], ["--max-new-tokens", "-1"], ["--max-new-tokens", "x"]]
+    "words",
+    [
+        ["--temperature", "nan"],
+        ["--temperature", "-1"],
+        ["--max-new-tokens", "-1"],
+        ["--max-new-tokens", "x"],
+        ["--max-new-tokens", "000010000000"],
+    ],
 )
 def test_numbers_of_the_decoding_are_checked_at_the_door(words, capsys):
     with pytest.raises(SystemExit, match="2"):
@@ -528,7 +544,7 @@ def test_one_answer_to_everything_is_refused_where_the_predictions_differ():
     ],
 )
 def test_every_way_to_run_out_of_gpu_memory_is_known(error, is_it):
-    assert bench_lmdeploy.out_of_memory(error) == is_it
+    assert gpu_memory.ran_out(error) == is_it
 
 
 @pytest.mark.parametrize(

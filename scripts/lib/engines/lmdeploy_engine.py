@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from scripts.lib.engines.base import TUTORIAL, Question, Setup
 from scripts.lib.engines.openai_engine import user_messages
 from scripts.lib.errors import EqaError
+from scripts.lib.openai_client import GIVEN_UP
 from scripts.lib.prefix_decoding import uniform
 
 BLOCK = 64  # LMDeploy's cache block. Unit: tokens
@@ -65,7 +66,7 @@ class LmdeployEngine:
                 ]
                 found = pipe([user_messages(question) for question in batch], gen_config=settings, use_tqdm=False)
                 for question, reply in zip(batch, found, strict=True):
-                    if reply.finish_reason == "error":
+                    if reply.finish_reason in GIVEN_UP:
                         raise EqaError(
                             f"LMDeploy gave up on question_id {question.question_id}; lower predict.batch_size"
                         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -56,7 +55,6 @@ class OpenaiEngine:
     def __init__(self, setup: Setup) -> None:
         self.predict = setup.config["predict"]
         self.key = read_key(KEY_VARIABLE)
-        logging.getLogger("httpx").setLevel(logging.WARNING)  # a line with the address for each request otherwise
         self.model = ""
         self.asked = 0
 

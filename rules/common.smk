@@ -1,5 +1,6 @@
 # Shared by rules/*.smk: the check of the recipe, wildcards, canonical parameters, code inputs.
 import contextlib
+import json
 import os
 import sys
 from glob import glob
@@ -16,7 +17,12 @@ from scripts.lib.files import read_manifest
 from scripts.lib.imports import code_files
 from scripts.lib.pins import check_pinned
 from scripts.prepare_environments import needed_environments, prepare
-from scripts.lib.sources import questions_size, source_archive, source_fingerprint
+from scripts.lib.sources import (
+    questions_content,
+    questions_size,
+    source_archive,
+    source_fingerprint,
+)
 from scripts.lib.targets import check_targets
 
 ROOT = Path(workflow.basedir)
@@ -86,6 +92,15 @@ def imported_for(server):
 def source_listing():
     """Fingerprint of the user's data folder; what was recorded where the folder is not on this machine."""
     return of_source(source_fingerprint)
+
+
+def own_questions():
+    """sha256 of the user's own question file; "" where Open-EQA's pinned one is used."""
+    pins = json.loads((ROOT / "config/data.lock.json").read_text())
+    pinned = pins.get("files", {}).get("open-eqa-v0.json", {}).get("sha256", "")
+    source, name = config["data"]["source"], config["data"]["questions"]
+    recorded = ROOT / "data/raw/openeqa/questions.json"
+    return questions_content(source, name, recorded, pinned)
 
 
 def questions_mb():

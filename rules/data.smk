@@ -41,6 +41,7 @@ rule fetch_questions:
         "logs/fetch_questions.log",
     params:
         config=canonical("data.source", "data.questions"),
+        own=lambda wildcards: own_questions(),
     shell:
         """
         uv run --frozen --no-sync python -m scripts.fetch_questions \

@@ -127,7 +127,7 @@ def join_predictions(rows: Sequence[Mapping], questions: Sequence[Mapping], path
     by_answer: dict[str, list[Mapping]] = {}
     for question in questions:
         by_answer.setdefault(question["answer"].strip(), []).append(question)
-    joined: dict[str, str] = {}
+    fitting: dict[str, list[str]] = {}
     lost = 0
     for number, row in enumerate(rows, 1):
         if not all(is_text(row.get(key)) for key in ("prompt", "predict", "label")):
@@ -135,10 +135,13 @@ def join_predictions(rows: Sequence[Mapping], questions: Sequence[Mapping], path
         asked = [q for q in by_answer.get(row["label"].strip(), []) if q["question"].strip() in row["prompt"]]
         longest = max((len(q["question"].strip()) for q in asked), default=0)
         asked = [q for q in asked if len(q["question"].strip()) == longest]
-        if len(asked) == 1 and asked[0]["question_id"] not in joined:
-            joined[asked[0]["question_id"]] = row["predict"].strip()
+        if len(asked) == 1:
+            fitting.setdefault(asked[0]["question_id"], []).append(row["predict"].strip())
         else:
             lost += 1
+    # of two rows for one question, one belongs to another room's question of the same words, which this index lacks
+    joined = {key: found[0] for key, found in fitting.items() if len(found) == 1}
+    lost += sum(len(found) for found in fitting.values() if len(found) > 1)
     return [{"question_id": key, "prediction": joined[key]} for key in sorted(joined)], lost
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from scripts.lib.archive import episode_of, read_member, walk_archive
@@ -34,13 +34,15 @@ def wanted_indices(total: int, config: dict) -> list[int]:
     return list(range(total))
 
 
-def listed_names(path: Path, record: dict) -> list[str]:
+def listed_names(path: Path, listing: object, record: dict) -> list[str]:
     """Sorted names of an episode's frames in the archive.
 
+    Args:
+        path, listing: data/raw/openeqa/source.json and its content.
+        record: the episode's in the index.
     Raises:
         EqaError: the listing and the index disagree.
     """
-    listing = read_json(path, "listing")
     found = listing.get("episodes", {}).get(record["episode_history"], {}) if isinstance(listing, dict) else {}
     names = found.get("names", [])
     if found.get("digest") != record["digest"] or len(names) != record["frames"]:
@@ -49,12 +51,18 @@ def listed_names(path: Path, record: dict) -> list[str]:
 
 
 def extract(
-    archive: Path, waiting: dict[str, tuple[dict, list[str]]], config: dict, frames_dir: Path, spool: Path
+    archive: Path,
+    waiting: dict[str, tuple[dict, list[str]]],
+    episodes: Collection[str],
+    config: dict,
+    frames_dir: Path,
+    spool: Path,
 ) -> None:
     """The pass: spools wanted frames and stores an episode as soon as its last one is in.
 
     Args:
         waiting: {episode: (its record in the index, its sorted frame names)}; emptied.
+        episodes: all of the archive that the index has, so that a member is given to the episode that it was listed for.
         spool: an empty folder for frames that wait.
     Raises:
         EqaError: a bad archive, a bad frame, or an episode that is not there any more.
@@ -67,8 +75,8 @@ def extract(
     numbers = {episode: number for number, episode in enumerate(waiting)}
     with Progress(len(waiting), "episodes") as progress:
         for name, member, tar in walk_archive(archive):
-            found = episode_of(name, have)
-            if found is None or found[1] not in wanted[found[0]]:
+            found = episode_of(name, episodes)
+            if found is None or found[0] not in have or found[1] not in wanted[found[0]]:
                 continue
             episode, file = found
             index = wanted[episode][file]
@@ -102,10 +110,12 @@ def run(args: argparse.Namespace) -> dict:
     config = frames_config(args.config)
     records = [record for record in usable_episodes(args.episodes) if record["kind"] == "archive"]
     waiting = {}
+    listing = None
     for record in records:
         episode = record["episode_history"]
         if stored_record(args.frames_dir / episode, frames_key(record, config)) is None:
-            waiting[episode] = (record, listed_names(args.source, record))
+            listing = read_json(args.source, "listing") if listing is None else listing
+            waiting[episode] = (record, listed_names(args.source, listing, record))
     written = len(waiting)
     if waiting:
         root = resolve_source(args.config["data"]["source"])
@@ -116,7 +126,8 @@ def run(args: argparse.Namespace) -> dict:
         remove(args.work_dir)
         args.work_dir.mkdir(parents=True)
         try:
-            extract(archive, waiting, config, args.frames_dir, args.work_dir)
+            every = frozenset(record["episode_history"] for record in records)
+            extract(archive, waiting, every, config, args.frames_dir, args.work_dir)
         finally:
             remove(args.work_dir)
     done = {

@@ -194,8 +194,8 @@ def llm_match(results: Path) -> str:
     said = []
     for model in ("base", "tuned"):
         judged = optional(results / f"metrics/llm_match_{model}.json")
-        score = judged.get("overall", judged).get("llm_match") if judged else None
-        if isinstance(score, Mapping):
+        score = judged.get("overall") if judged else None
+        if isinstance(score, Mapping) and "value" in score:
             said.append(f"{model} {with_interval(score)}")
     return ", ".join(said)
 

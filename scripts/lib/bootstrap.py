@@ -15,6 +15,7 @@ import numpy as np
 
 # draws x spaces of one block of weights; 2^22 float64 = 32 MiB
 BLOCK = 1 << 22
+TIE = 1e-9  # far under any real difference of means of scores, far over the rounding of their sums
 POWER = 0.8  # share of studies that would see an effect of the minimum detectable size
 
 
@@ -113,7 +114,10 @@ def _bca(value: float, means: np.ndarray, left_out: np.ndarray, confidence: floa
     from scipy.special import ndtr, ndtri
 
     tails = np.array([(1 - confidence) / 2, (1 + confidence) / 2])
-    below = (np.count_nonzero(means < value) + 0.5 * np.count_nonzero(means == value)) / len(means)
+    # a mean that equals the value in exact arithmetic may differ in its last bits: counted as below or above, a few rooms
+    # with many such draws would shift the whole interval
+    equal = np.isclose(means, value, rtol=TIE, atol=TIE)
+    below = (np.count_nonzero((means < value) & ~equal) + 0.5 * np.count_nonzero(equal)) / len(means)
     spread = left_out.mean() - left_out
     scale = float(np.square(spread).sum()) ** 1.5
     if 0 < below < 1 and scale > 0:

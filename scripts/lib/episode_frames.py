@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 RECORD = "episode.json"
 # what decides the bytes of a stored frame: a change in these makes every episode anew
-_CODE = ("episode_frames", "frame_choice", "readers", "tokens", "video")
+_CODE = ("episode_frames", "frame_choice", "readers", "tokens", "video", "video_decoder")
 _MARGIN_BYTES = 64 * 2**20
 
 

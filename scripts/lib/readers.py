@@ -530,7 +530,10 @@ class SensFile:
 
     def jpeg(self, indices: Sequence[int]) -> list[bytes] | None:
         _check_indices(indices, self.count, self._path)
-        return [self._jpeg_of(i) for i in indices]
+        found = {i: self._jpeg_of(i) for i in set(indices)}
+        for i, data in found.items():
+            decode_image(data, f"{self._path}: frame {i}")  # whole at both ends is not whole in between
+        return [found[i] for i in indices]
 
     def check(self, indices: Sequence[int]) -> None:
         _check_indices(indices, self.count, self._path)

@@ -25,7 +25,7 @@ from pathlib import Path
 
 from scripts.lib.config import resolve_source
 from scripts.lib.errors import EqaError
-from scripts.lib.files import read_json, safe_join
+from scripts.lib.files import read_json, safe_join, sha256_file
 from scripts.lib.spaces import scan_of
 
 FRAME_SUFFIXES = ("-rgb.png", "-rgb.jpg", "-rgb.jpeg")
@@ -155,6 +155,28 @@ def questions_size(source: str, name: str, recorded: Path) -> int:
         if size is not None:
             return size
     return 0
+
+
+def questions_content(source: str, name: str, recorded: Path, pinned: str) -> str:
+    """sha256 of the user's own question file, so that an edited one is noticed; "" for Open-EQA's pinned one.
+
+    Args:
+        source, name: config `data.source`, `data.questions`.
+        recorded: data/raw/openeqa/questions.json, looked at where the folder is not on this machine.
+        pinned: sha256 of Open-EQA's file, which config/data.lock.json names.
+    """
+    if not source:
+        return ""
+    try:
+        root = resolve_source(source)
+    except EqaError:
+        own = recorded
+    else:
+        own = next((path for _, base in bases(root) if (path := safe_join(base, name)).is_file()), None)
+    if own is None or not own.is_file():
+        return ""
+    found = sha256_file(own)
+    return "" if found == pinned else found
 
 
 def find_archive(root: Path) -> str:

@@ -22,7 +22,7 @@ def space_of(episode_history: str) -> str:
         episode_history: Open-EQA's id of an episode, such as "scannet-v0/002-scannet-scene0709_00".
     Returns:
         HM3D's scene code ("hm3d-v0/000-hm3d-BFRyYbPCCPE" -> "BFRyYbPCCPE"), ScanNet's scene without the number of the
-        scan ("scene0709"), and for any other id the id itself: an unknown episode is a space of its own.
+        scan ("scene0709", also of "scannet-v0/scene0709_00"), and for any other id the id itself: an unknown episode is a space of its own.
     Source:
         The ids of Open-EQA v0: 152 episodes show 137 spaces, because 15 ScanNet places were scanned twice.
     """
@@ -30,6 +30,8 @@ def space_of(episode_history: str) -> str:
     for pattern in (_SCANNET, _HM3D):
         if found := pattern.search(name):
             return found.group(1)
+    if scan := scan_of(episode_history):
+        return scan.rpartition("_")[0]
     return episode_history
 
 

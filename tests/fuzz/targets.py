@@ -140,7 +140,7 @@ def _parse_archive(data: bytes, folder: Path) -> None:
         spool.mkdir()
         row = {**record, "episode_history": _EPISODE, "path": "frames.tgz", "root": "source"}
         frames = frames_config(raw_data.config(frames_short="repeat"))
-        extract_archive.extract(path, {_EPISODE: (row, record["names"])}, frames, folder / "frames", spool)
+        extract_archive.extract(path, {_EPISODE: (row, record["names"])}, {_EPISODE}, frames, folder / "frames", spool)
     outside = [path for path in folder.parent.iterdir() if path != folder]
     if outside:
         raise AssertionError(f"the archive wrote outside its folder: {outside[:3]}")

@@ -157,6 +157,13 @@ def test_name_may_not_leave_its_folder(saves, capsys):
     assert adopt("--name", "../x") == 2
 
 
+def test_of_two_rows_for_one_question_neither_is_believed():
+    """One is about another room, whose question of the same words this index lacks."""
+    questions = [{"question_id": "a", "question": "Is it on?", "answer": "yes"}]
+    rows = [{"prompt": "Is it on?", "predict": text, "label": "yes"} for text in ("no", "yes")]
+    assert join_predictions(rows, questions, Path("p")) == ([], 2)
+
+
 def test_longest_question_wins_and_ambiguity_is_counted():
     questions = [
         {"question_id": "a", "question": "Is it on?", "answer": "yes"},

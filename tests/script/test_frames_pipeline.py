@@ -555,6 +555,23 @@ def test_episodes_whose_ids_look_alike_as_file_names_keep_their_own_frames(tmp_p
     assert manifests[0] == manifests[1]
 
 
+def test_an_episode_made_again_alone_takes_no_frames_of_one_whose_id_ends_alike(tmp_path):
+    project = Project(tmp_path).ask("hm3d-v0/room", "room")
+    members = [
+        (f"{episode}/{i:06d}-rgb.png", raw.encoded(first + i))
+        for episode, first in (("hm3d-v0/room", 20), ("room", 0))
+        for i in range(10)
+    ]
+    raw.archive(project.source / ARCHIVE, members)
+    assert project.list() == project.make_index() == project.extract() == 0
+    assert project.run() == 0
+    before = project.manifest()
+    shutil.rmtree(project.frames / "room")
+    assert project.extract() == 0
+    assert project.run() == 0
+    assert project.manifest() == before
+
+
 def test_archive_is_read_once_for_all_shards_and_not_again(project, capsys):
     raw.archive(project.source / "raw" / ARCHIVE, _members("", HM3D, OTHER))
     project.ask(HM3D, OTHER)

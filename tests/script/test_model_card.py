@@ -180,7 +180,7 @@ def test_equal_inputs_give_equal_bytes(results):
 
 
 def test_switched_on_parts_are_shown(results):
-    write_json(results / "metrics/llm_match_tuned.json", {"overall": {"llm_match": score(48.0)}})
+    write_json(results / "metrics/llm_match_tuned.json", {"overall": {"count": 9, **score(48.0)}})
     write_json(results / "gguf/manifest.json", {"files": {"model-f16.gguf": {"size": 1, "sha256": "cd" * 32}}})
     write_json(results / "train_log/speed.json", {"device": "NVIDIA H100", "samples_per_s": 50.6})
     text = card(results)

@@ -213,6 +213,18 @@ def test_a_hostile_sens_is_refused_at_once(tmp_path, jpegs, changes, says):
     assert says in message
 
 
+def test_a_sens_frame_that_is_damaged_in_between_is_not_copied(tmp_path):
+    """Head and end are right; the pixels are cut short within, which only decoding sees."""
+    good = raw.encoded(0, ".jpg", 640, 480)
+    start = good.index(b"\xff\xda") + 14
+    bad = good[: start + 40] + b"\0" * 40 + good[-2:]
+    file = tmp_path / "bad.sens"
+    file.write_bytes(raw.sens([good, bad], width=640, height=480))
+    reader = SensFile(file)
+    assert reader.jpeg([0, 0]) == [good, good]
+    assert "frame 1: damaged picture" in _refusal(reader.jpeg, [0, 1])
+
+
 def test_a_sens_frame_that_is_no_jpeg_or_lies_about_its_size_is_refused(tmp_path, jpegs):
     file = tmp_path / "bad.sens"
     file.write_bytes(raw.sens([*jpegs[:3], b"text", raw.encoded(4, ".jpg", 64, 64), jpegs[5][:-40]]))

@@ -84,3 +84,14 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
 def test_minimum_detectable_effect_by_hand() -> None:
     # 1.96 + 0.84 standard errors
     assert bootstrap.minimum_detectable(1.0, 0.95) == pytest.approx(2.8016, abs=1e-3)
+
+
+def test_ties_do_not_hang_on_the_rounding_of_sums() -> None:
+    """Four rooms draw the mean itself often; thirds do not add up exactly, hundredfold whole numbers do."""
+    rng = np.random.default_rng(3)
+    for _ in range(40):
+        spaces = [f"s{i % 4}" for i in range(18)]
+        whole = rng.integers(-3, 4, 18)
+        exact = one([float(300 * n) for n in whole], spaces, draws=4000)
+        thirds = one([100 * n / 3 for n in whole], spaces, draws=4000)
+        assert (thirds.low, thirds.high) == pytest.approx((exact.low / 9, exact.high / 9), abs=0.5)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import shutil
 
 import pytest
 from hypothesis import given
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 
 from scripts.lib.errors import EqaError
 from scripts.lib.questions import check_episode_history, read_questions
+from scripts.lib.sources import questions_content
 from scripts.lib.spaces import scan_of, source_of, space_of
 from tests.lib.raw_data import question
 
@@ -144,6 +147,9 @@ def test_an_episode_inside_another_ones_folder_is_refused(tmp_path):
         ("hm3d-v0/000-hm3d-BFRyYbPCCPE", "BFRyYbPCCPE"),
         ("scannet-v0/002-scannet-scene0709_00", "scene0709"),
         ("scannet-v0/102-scannet-scene0709_01", "scene0709"),
+        ("scannet-v0/scene0000_00", "scene0000"),
+        ("scannet-v0/scene0000_01", "scene0000"),
+        ("mine/scene0000_01", "mine/scene0000_01"),
         ("assets/open-eqa-hm3d-demo", "assets/open-eqa-hm3d-demo"),
         ("mine/kitchen", "mine/kitchen"),
     ],
@@ -156,3 +162,20 @@ def test_source_and_scan_of_an_episode():
     assert source_of("scannet-v0/002-scannet-scene0709_00") == "scannet-v0"
     assert scan_of("scannet-v0/002-scannet-scene0709_00") == "scene0709_00"
     assert scan_of("hm3d-v0/000-hm3d-BFRyYbPCCPE") is None
+
+
+def test_an_edited_question_file_is_noticed_and_a_pulled_project_is_left_alone(tmp_path, monkeypatch):
+    root, recorded = tmp_path / "user", tmp_path / "questions.json"
+    (root / "data").mkdir(parents=True)
+    ask = functools.partial(questions_content, str(root), "mine.json", recorded)
+    assert ask("pinned") == "", "nothing of the user's own: the pinned file is fetched"
+    (root / "data/mine.json").write_text("[1]")
+    first = ask("pinned")
+    assert len(first) == 64
+    recorded.write_text("[1]")
+    (root / "data/mine.json").write_text("[2]")
+    assert ask("pinned") not in ("", first)
+    assert ask(ask("pinned")) == "", "the user's copy of the pinned file is the pinned file"
+    shutil.rmtree(root)
+    assert ask("pinned") == first, "the folder is not on this machine: what was made of it stays"
+    assert questions_content("", "mine.json", recorded, "pinned") == ""

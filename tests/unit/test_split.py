@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from scripts import split_questions as split
 from scripts.lib.errors import EqaError
+from scripts.lib.report_data import split_summary
 from tests.lib.sft_data import CATEGORIES, question_rows
 
 CONFIG = {"by": "space", "file": "", "val": 0.15, "test": 0.2, "salts": 16}
@@ -142,3 +143,9 @@ def test_the_same_question_under_two_ids_counts_as_leakage_by_text():
         "leaking_test_questions_by_episode": 1,
         "leaks": True,
     }
+
+
+def test_a_page_tells_leakage_by_what_there_is_and_not_by_what_is_allowed():
+    clean = {"shared_spaces": 0, "leaks": False, "allowed": True}
+    assert split_summary({"leakage": clean})["leaks"] is False
+    assert split_summary({"leakage": clean | {"shared_spaces": 1, "leaks": True}})["leaks"] is True

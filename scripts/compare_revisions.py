@@ -267,7 +267,12 @@ def combine(a: Mapping, b: Mapping, names: tuple[str, str]) -> dict:
             {"path": "results/metrics", "why": f"rows of the two revisions do not match ({clean(repr(error))})"}
         )
         pair = {}
-    if not same_part:
+    absent = [name for name, count in zip(names, (count_a, count_b), strict=True) if not count]
+    if absent:
+        notes.append(
+            f"The scored questions of {' and '.join(absent)} are not here, so nothing is compared question by question."
+        )
+    elif not same_part:
         notes.append(
             f"The test parts differ: {count_a:,} question{'s' * (count_a != 1)} in {names[0]}, {count_b:,} in {names[1]}. Scores here are on "
             f"the {len(rows_a):,} that both hold with the same accepted answers."

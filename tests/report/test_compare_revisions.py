@@ -153,7 +153,10 @@ def test_intervals_that_cannot_be_computed_anew_are_left_out(repository, tmp_pat
     top = context["overall"][0]["scores"]
     assert top["a"]["low"] is None
     assert top["b"]["low"] is not None
-    assert "its own could not be computed anew and are left out" in " ".join(context["notes"])
+    said = " ".join(context["notes"])
+    assert "its own could not be computed anew and are left out" in said
+    assert "The scored questions of A are not here" in said
+    assert "share no question" not in said
 
 
 def test_marks_of_a_judge_get_new_intervals_too():

@@ -138,6 +138,7 @@ rule index_episodes:
             "data.source",
             "data.require",
             "frames.count",
+            "frames.choice",
             "frames.short",
             "frames.shards",
         ),

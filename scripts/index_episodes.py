@@ -13,14 +13,15 @@ import argparse
 import hashlib
 import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from scripts.lib.cli import entry, json_argument, path_argument
 from scripts.lib.config import resolve_source
+from scripts.lib.episode_frames import choose
 from scripts.lib.errors import EqaError
 from scripts.lib.files import is_disabled, read_json, read_manifest, write_json
-from scripts.lib.frame_choice import check_enough, uniform_indices
+from scripts.lib.frame_choice import check_enough, midpoint_indices, uniform_indices
 from scripts.lib.progress import track
 from scripts.lib.questions import check_nesting, read_questions
 from scripts.lib.readers import open_reader
@@ -145,11 +146,20 @@ def source_records(path: Path) -> dict[str, dict]:
     return listing["episodes"]
 
 
-def examine(episode: str, record: dict, root: Path, count: int, short: str) -> tuple[int, int, int, str]:
-    """(frames, width, height, reason): opens the source and looks at the frames that uniform choice would take.
+def examine(episode: str, record: dict, root: Path, wanted: Mapping, decode: bool) -> tuple[int, int, int, str]:
+    """(frames, width, height, reason): opens the source and looks at the frames that will be taken.
 
-    The reason is "" for a usable episode.
+    Args:
+        record: of `find_episodes`.
+        root: folder that its path is relative to.
+        wanted: config frames.count, frames.choice and frames.short.
+        decode: decode them too, which takes as long as storing them: an episode that only then turns out damaged could no
+            longer be left out. Otherwise head and end of each are looked at (choice `cluster`: of those that uniform takes).
+            Frames inside the archive are not opened.
+    Returns:
+        The reason is "" for a usable episode.
     """
+    count, short = wanted["count"], wanted["short"]
     frames, width, height = record.get("frames", 0), record.get("width", 0), record.get("height", 0)
     try:
         if record["kind"] == "archive":
@@ -161,7 +171,13 @@ def examine(episode: str, record: dict, root: Path, count: int, short: str) -> t
         try:
             frames, width, height = reader.count, reader.width, reader.height
             check_enough(episode, frames, count, short)
-            reader.check(uniform_indices(frames, count))
+            if decode:
+                for _ in reader.read(sorted(set(choose(reader, wanted)))):
+                    pass
+            elif wanted["choice"] == "midpoint":
+                reader.check(midpoint_indices(frames, count))
+            else:
+                reader.check(uniform_indices(frames, count))
         finally:
             reader.close()
     except EqaError as error:
@@ -173,7 +189,7 @@ def index(
     questions: list[dict], found: dict[str, dict[str, dict]], roots: dict[str, Path | None], config: dict
 ) -> list[dict]:
     """One record an episode, sorted."""
-    frames = config["frames"]
+    frames, decode = config["frames"], config["data"]["require"] == "available"
     episodes = []
     for episode, root in track(sorted({(row["episode_history"], row["root"]) for row in questions}), "episodes"):
         record = found[root].get(episode)
@@ -194,7 +210,7 @@ def index(
             "reason": f"{episode}: no frames, video, .sens or archive member",
         }
         if record and folder is not None:
-            count, width, height, reason = examine(episode, record, folder, frames["count"], frames["short"])
+            count, width, height, reason = examine(episode, record, folder, frames, decode)
             entry_ |= {"frames": count, "width": width, "height": height, "reason": reason}
             entry_["status"] = "broken" if reason else "ok"
             entry_["reason"] = _relative(reason, folder, root)

@@ -293,6 +293,24 @@ def test_available_shrinks_the_data_and_says_by_how_much(project, capsys):
     assert list(project.manifest()["episodes"]) == [HM3D]
 
 
+@pytest.mark.parametrize("choice", ["uniform", "midpoint", "cluster"])
+def test_available_leaves_out_an_episode_whose_damage_only_decoding_finds(project, choice):
+    """Head and end are right, so nothing but decoding tells; storing its frames later would have stopped the run."""
+    project.changes = {"data_require": "available", "frames_choice": choice}
+    for name in (HM3D, "hm3d-v0/damaged"):
+        raw.frame_folder(project.source / "frames" / name, 40)
+    for file in (project.source / "frames/hm3d-v0/damaged").glob("*-rgb.png"):
+        content = bytearray(file.read_bytes())
+        at = content.index(b"IDAT") + 8
+        content[at : at + 8] = bytes(8)
+        file.write_bytes(content)
+    assert project.ask(HM3D, "hm3d-v0/damaged").run() == 0
+    records = project.records()
+    assert {name: record["status"] for name, record in records.items()} == {HM3D: "ok", "hm3d-v0/damaged": "broken"}
+    assert "damaged picture" in records["hm3d-v0/damaged"]["reason"]
+    assert list(project.manifest()["episodes"]) == [HM3D]
+
+
 def test_six_frame_episode_is_refused_by_name_unless_repeated(project, capsys):
     raw.frame_folder(project.source / "frames" / HM3D, 6)
     project.ask(HM3D).list()

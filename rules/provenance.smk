@@ -33,9 +33,16 @@ def finish_run(success):
     """Write the lock; after a success let DVC take the results. A failure of either is a failure of the run."""
     PROVENANCE_STATE["ended"] = True
     try:
-        complete = success and set(workflow.dag.targetrules or ()) == {
-            workflow.get_rule("all")
-        }
+        cut = (
+            workflow.dag_settings.until
+            or workflow.dag_settings.omit_from
+            or workflow.dag_settings.batch
+        )
+        complete = (
+            success
+            and not cut
+            and set(workflow.dag.targetrules or ()) == {workflow.get_rule("all")}
+        )
         alive = (
             [str(file) for job in workflow.dag.jobs for file in job.output]
             if complete
@@ -49,9 +56,11 @@ def finish_run(success):
                 for file in workflow.get_rule("all").input
                 if not os.path.exists(str(file))
             ]
+            if commits and not missing:
+                versions.mark_uncommitted()
             # what another program or a broken disk did while jobs ran must not be stored as their result
             changed = [] if missing else provenance.restore(PROVENANCE_POLICY)
-            if changed:
+            if changed := [path for path in changed if versions.is_stored(path)]:
                 raise EqaError(
                     f"{changed[0]} and {len(changed) - 1} more are not what their jobs wrote: nothing is "
                     "committed to DVC; `snakemake` makes them again, or `dvc checkout` brings them back"

@@ -64,6 +64,8 @@ def prepare(root: Path, names: Iterable[str]) -> list[str]:
             if is_current(root, name):
                 continue  # another run did it meanwhile
             print(f"environments: {name} follows its lock file", file=sys.stderr)
+            # a sync that fails or is killed leaves neither environment: nothing may vouch for it
+            (folder / ".venv" / STAMP).unlink(missing_ok=True)
             environment = {key: value for key, value in os.environ.items() if key != "VIRTUAL_ENV"}
             try:
                 run = subprocess.run(

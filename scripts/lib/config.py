@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -136,6 +137,33 @@ def mend_numbers(config: object, written: object) -> None:
             config[key] = number if float(value) == number else value
 
 
+def whole_numbers(config: object, schema: Mapping) -> None:
+    """Make 1e4 and 64.0 what they say where a whole number is wanted: JSON Schema takes them for one, Python does not.
+
+    Args:
+        config: changed in place.
+        schema: config/schema.yaml, or the part of it that is about `config`.
+    """
+    keys = schema.get("properties")
+    if not isinstance(config, dict) or not isinstance(keys, Mapping):
+        return
+    for key, value in config.items():
+        about = keys.get(key, {})
+        if isinstance(value, dict):
+            whole_numbers(value, about)
+        elif isinstance(value, float) and about.get("type") == "integer" and value.is_integer():
+            config[key] = int(value)
+
+
+def check_finite(config: object, name: str = "") -> None:
+    """Raises EqaError, naming the key, for .nan and .inf, which no bound of the schema catches."""
+    if isinstance(config, dict):
+        for key, value in config.items():
+            check_finite(value, f"{name}.{key}" if name else str(key))
+    elif isinstance(config, float) and not math.isfinite(config):
+        raise EqaError(f"config: {name}={config} is no finite number; write one")
+
+
 def check_sense(config: Mapping) -> None:
     """Contradictions between keys that each are fine alone.
 
@@ -248,9 +276,12 @@ def check_config(config: object, root: Path) -> None:
     Raises:
         EqaError: the first fault.
     """
+    schema = load_yaml(root / "config/schema.yaml")
     if (root / CONFIG).is_file():
         mend_numbers(config, load_yaml(root / CONFIG))
-    check_shape(config, load_yaml(root / "config/schema.yaml"))
+    whole_numbers(config, schema)
+    check_finite(config)
+    check_shape(config, schema)
     check_sense(config)
 
 

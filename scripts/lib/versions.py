@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
+
+import yaml
 
 from scripts.lib.errors import EqaError
 from scripts.lib.provenance import LOCK, STATE, Policy, absent_folders
@@ -42,14 +46,39 @@ def dvc_command() -> list[str]:
     return [found] if found else []
 
 
+def mark_uncommitted() -> None:
+    """Remember that results wait for DVC, so that a later start makes up for a commit that did not come about."""
+    PENDING.parent.mkdir(parents=True, exist_ok=True)
+    PENDING.touch()
+
+
+def is_stored(path: str, lock: Path = Path("dvc.lock"), ignored: Path = Path(".dvcignore")) -> bool:
+    """Whether DVC stores a path of this project: it lies in an output of its stage, and .dvcignore leaves it in.
+
+    What is made by name alone, such as a download, DVC never sees. Before the first commit everything counts as stored.
+    """
+    try:
+        stages = yaml.safe_load(lock.read_text(encoding="utf-8"))["stages"]
+        outs = [str(out["path"]) for stage in stages.values() for out in stage["outs"]]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError):
+        return True
+    left_out = []
+    with contextlib.suppress(OSError):
+        left_out = [line.strip("/ ") for line in ignored.read_text(encoding="utf-8").splitlines() if line[:1] == "/"]
+
+    def within(folders: Iterable[str]) -> bool:
+        return any(path == folder or path.startswith(f"{folder}/") for folder in folders)
+
+    return within(outs) and not within(left_out)
+
+
 def commit_results(policy: Policy) -> None:
     """Let DVC take the results of a finished run.
 
     Raises:
         EqaError: `dvc commit` failed; what it said, and the command to run once that is mended.
     """
-    PENDING.parent.mkdir(parents=True, exist_ok=True)
-    PENDING.touch()
+    mark_uncommitted()
     absent = absent_folders(policy)
     command = [*dvc_command(), "commit", "-f"]  # without -q, which hides the reason of a failure
     if absent:
@@ -102,4 +131,13 @@ def _in_git() -> bool:
         return False
 
 
-__all__ = ["LOCK", "PENDING", "commit_results", "dvc_command", "dvc_commits", "link_environments"]
+__all__ = [
+    "LOCK",
+    "PENDING",
+    "commit_results",
+    "dvc_command",
+    "dvc_commits",
+    "is_stored",
+    "link_environments",
+    "mark_uncommitted",
+]

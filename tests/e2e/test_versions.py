@@ -19,6 +19,8 @@ from pathlib import Path
 
 import pytest
 
+from scripts.lib.files import read_json
+from scripts.lib.versions import is_stored
 from tests.lib.mini import cache_hashes, edit, make_mini, plan, save, snakemake
 from tests.lib.project import ROOT, call, copy_clone, environment, link_environments
 
@@ -333,6 +335,40 @@ def test_failed_dvc_commit_fails_the_run(mini):
     assert "recording them now" in done.stderr
     assert "up to date" in call(mini, "dvc", "status").stdout
     assert plan(mini) == []
+
+
+def test_commit_refused_for_a_file_in_a_folder_is_made_up_for_when_that_is_mended(mini):
+    """Something wrote into a frame while jobs ran; only the manifest lists it, so no job counts as unrecorded."""
+    edit(mini / "config/config.yaml", "learning_rate: 0.1", "learning_rate: 0.4")
+    damage = "open('results/frames/ep0/000.jpg', 'ab').write(b'x')\n"
+    edit(
+        mini / "scripts/score.py",
+        "parser = argparse.ArgumentParser()\n",
+        f"{damage}parser = argparse.ArgumentParser()\n",
+    )
+    done = snakemake(mini, check=False)
+    assert done.returncode == 1
+    assert "nothing is committed to DVC" in done.stdout + done.stderr
+    call(mini, "dvc", "checkout", "--force", "results/frames")
+    done = snakemake(mini)
+    assert "recording them now" in done.stderr
+    assert "up to date" in call(mini, "dvc", "status").stdout
+
+
+def test_a_file_made_by_name_alone_that_went_away_keeps_nothing_from_dvc(mini):
+    """Its record stays in the lock; DVC never stored it."""
+    assert is_stored("results/frames/ep0/000.jpg", mini / "dvc.lock", mini / ".dvcignore")
+    assert not is_stored("data/raw/download/manifest.json", mini / "dvc.lock", mini / ".dvcignore")
+    assert not is_stored("results/sft/parquet/a.parquet", mini / "dvc.lock", ROOT / ".dvcignore")
+    assert is_stored("anything", mini / "no.lock", mini / ".dvcignore"), "before the first commit all counts"
+
+
+def test_a_cut_run_of_a_partial_clone_removes_no_record(three, tmp_path):
+    call(three.parent, "git", "clone", "-q", "-b", "main", three, tmp_path / "part")
+    before = len(read_json(tmp_path / "part/provenance.lock.json"))
+    call(tmp_path / "part", "dvc", "pull", "-q", "data/raw/openeqa")
+    snakemake(tmp_path / "part", "--until", "sample_frames")
+    assert len(read_json(tmp_path / "part/provenance.lock.json")) == before
 
 
 def test_missed_commit_that_fails_again_is_an_error_again(mini):

@@ -148,6 +148,27 @@ def test_save_steps_off_the_eval_steps_are_refused(steps):
     assert f"train.save_steps=25 is not train.eval_steps={steps}" in message(recipe)
 
 
+@pytest.mark.parametrize(
+    "key", ["score.bootstrap_draws", "frames.shards", "predict.shards", "train.nodes", "score.seed", "split.salts"]
+)
+def test_a_whole_number_written_as_a_fraction_becomes_one(key):
+    section, name = key.split(".")
+    recipe = changed(key, 1e4 if name == "bootstrap_draws" else 2.0)
+    library.check_config(recipe, ROOT)
+    assert type(recipe[section][name]) is int
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("key", ["train.learning_rate", "split.val", "merge.tolerance", "train.max_grad_norm"])
+def test_a_number_that_is_none_is_refused(key, value):
+    with pytest.raises(EqaError, match=rf"{key}=.* is no finite number"):
+        library.check_config(changed(key, value), ROOT)
+
+
+def test_a_seed_that_libraries_do_not_take_is_refused():
+    assert "train.seed=1099511627776" in message(changed("train.seed", 2**40))
+
+
 def test_a_training_of_no_steps_is_refused():
     assert "train.max_steps=0 would train one step" in message(changed("train.max_steps", 0))
 

@@ -14,6 +14,9 @@ export UV_PYTHON_DOWNLOADS := never
 unexport VIRTUAL_ENV
 
 ROOT := $(CURDIR)
+ifneq ($(words $(ROOT)),1)
+$(error $(ROOT): make splits its targets at the spaces of this path; move the project to a folder without any)
+endif
 UV := $(ROOT)/.tools/bin/uv
 RUN := source .venv/bin/activate &&
 LOCKS := uv.lock envs/train/uv.lock envs/gguf/uv.lock

@@ -79,3 +79,13 @@ def test_make_bench_goes_on_after_a_failed_one_and_fails_at_the_end(tmp_path):
     assert ran == ["-m bench.scale", "-m bench.startup", "-m bench.predict_throughput"]
     assert done.returncode != 0
     assert "bench: failed: scale;" in done.stderr
+
+
+def test_a_path_with_a_space_is_refused_in_one_line(tmp_path):
+    folder = tmp_path / "my project"
+    folder.mkdir()
+    (folder / "Makefile").write_text((ROOT / "Makefile").read_text())
+    done = subprocess.run(["make", "help"], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 2
+    (said,) = done.stderr.strip().splitlines()
+    assert "my project: make splits its targets at the spaces of this path; move the project" in said
